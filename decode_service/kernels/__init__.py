@@ -1,0 +1,1 @@
+"""Decode's kernels: one-query paged attention and the verification of short query runs."""

@@ -1,0 +1,1 @@
+"""Drafting kernels: n-gram lookup and the draft model's paged attention."""

@@ -1,0 +1,15 @@
+"""Rotary embedding of q and k fused with the write of k and v into the paged pool."""
+
+from torch import Tensor
+
+from forebay.kernels import reference
+
+
+def rope_write_kv(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, slots: Tensor, kv_layer: Tensor, num_heads: int
+) -> Tensor:
+    """Rotate q and k of qkv [T, (Hq + 2 Hkv) D], write k, v to `slots` [T] of kv_layer; return q [T, Hq, D].
+
+    cos, sin: [max_positions, D/2] float32; positions [T] int64; slot -1 is padding and leaves every real block alone.
+    """
+    return reference.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)

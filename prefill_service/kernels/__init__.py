@@ -1,0 +1,1 @@
+"""Prefill's kernels: paged causal attention of long query runs."""
