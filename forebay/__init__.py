@@ -1,0 +1,1 @@
+"""Forebay: the nouns and plumbing that the five services share."""

@@ -1,0 +1,1 @@
+"""The one gRPC shell: server, client, interceptor, channel arguments."""

@@ -1,0 +1,136 @@
+"""The one server shell: uvloop, health, reflection, interceptor, metrics, SIGTERM drain.
+
+Order at the end of a service's life: NOT_SERVING on every health name → no new RPC → streams finish
+within the grace → the service's own `close` → exit. A second signal ends the grace at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from forebay.rpc.channel import INTERNAL_SERVER_ARGS
+from forebay.rpc.interceptor import ErrorInterceptor
+from forebay.telemetry import configure_logs, serve_metrics
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Service:
+    """What a service gives to the shell.
+
+    `add` registers servicers on the server; `names` are the full gRPC service names (health, reflection);
+    `close` releases everything and runs after the last stream ended.
+    """
+
+    add: Callable[[grpc.aio.Server], None]
+    names: Sequence[str]
+    close: Callable[[], Awaitable[None]]
+    drain: Callable[[], Awaitable[None]] | None = None
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Server:
+    """A listening gRPC server with health and reflection; `serve` and the tests both use it."""
+
+    def __init__(self, listen: str, args: Sequence[tuple[str, Any]] = tuple(INTERNAL_SERVER_ARGS)) -> None:
+        self.server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=list(args))
+        self.health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        self.listen = listen
+        self.port = 0
+
+    async def start(self) -> None:
+        """Bind and answer health checks with NOT_SERVING until `add`; raises OSError if taken."""
+        await self.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            self.port = self.server.add_insecure_port(self.listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self.listen}: {error}") from error
+        await self.server.start()
+
+    async def add(self, service: Service) -> None:
+        """Register a built service, reflection included, and say SERVING for it and for the process."""
+        service.add(self.server)
+        names = [*service.names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self.server)
+        for name in ("", *service.names):
+            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """NOT_SERVING at once, then wait up to `grace_s` for streams to end."""
+        await self.health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
+
+
+async def run(
+    build: Callable[[], Awaitable[Service]],
+    listen: str,
+    *,
+    args: Sequence[tuple[str, Any]] = tuple(INTERNAL_SERVER_ARGS),
+    grace_s: float = 10.0,
+    on_serving: Callable[[int], Awaitable[None]] | None = None,
+) -> None:
+    """Build the service, serve until a signal or its failure, drain, close."""
+    stopping, hurry = _on_signals()
+    server = Server(listen, args)
+    await server.start()
+    service = await build()
+    await server.add(service)
+    log.info("serving", listen=listen, port=server.port)
+    if on_serving is not None:
+        await on_serving(server.port)
+    await _first(stopping.wait(), service.failed.wait())
+    log.info("draining", grace_s=grace_s)
+    await server.health.enter_graceful_shutdown()
+    if service.drain is not None:
+        await service.drain()
+    await _first(server.stop(grace_s), hurry.wait())
+    await service.close()
+    log.info("stopped")
+    if service.failed.is_set():
+        raise SystemExit(1)
+
+
+def serve(
+    name: str,
+    build: Callable[[], Awaitable[Service]],
+    *,
+    listen: str,
+    metrics_port: int,
+    log_level: str,
+    log_json: bool = True,
+    args: Sequence[tuple[str, Any]] = tuple(INTERNAL_SERVER_ARGS),
+    grace_s: float = 10.0,
+) -> None:
+    """Blocking entry point of a service process."""
+    configure_logs(name, log_level, as_json=log_json)
+    serve_metrics(metrics_port)
+    uvloop.run(run(build, listen, args=args, grace_s=grace_s))
+
+
+def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """(first signal seen, second signal seen)."""
+    stopping, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: hurry.set() if stopping.is_set() else stopping.set())
+    return stopping, hurry
+
+
+async def _first(*waits: Awaitable[Any]) -> None:
+    """Wait until one of the awaitables ends; cancel the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

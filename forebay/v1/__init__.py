@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC stubs; never edited by hand (`forebay protos`)."""
