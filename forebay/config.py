@@ -77,7 +77,10 @@ def _from_flags(
     cls: type[Any], fields: Mapping[str, dataclasses.Field[Any]], service: str, argv: Sequence[str] | None
 ) -> dict[str, str]:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {service}", description=cls.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        prog=f"python -m {service}",
+        description=cls.__doc__,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     for name, field in fields.items():
         flag = f"--{name.replace('_', '-')}"
@@ -112,7 +115,16 @@ def _choice(name: str, raw: str, choices: list[str]) -> str:
     return raw
 
 
-_BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_BOOLS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 _SCALARS: dict[Any, Any] = {str: str, int: int, float: float, bool: lambda raw: _BOOLS[raw.lower()]}
 
 

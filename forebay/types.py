@@ -78,7 +78,9 @@ class TokenLogprobs:
     @classmethod
     def from_pb(cls, message: pb.TokenLogprobs) -> TokenLogprobs:
         """From the wire."""
-        return cls(message.token_id, message.logprob, tuple(message.top_token_ids), tuple(message.top_logprobs))
+        return cls(
+            message.token_id, message.logprob, tuple(message.top_token_ids), tuple(message.top_logprobs)
+        )
 
     def to_pb(self) -> pb.TokenLogprobs:
         """The wire form."""
@@ -101,7 +103,11 @@ def choice_seed(seed: int, choice: int) -> int:
 
 
 def finish_of(
-    token_id: int, num_output_tokens: int, params: SamplingParams, eos_token_ids: tuple[int, ...], num_tokens_left: int
+    token_id: int,
+    num_output_tokens: int,
+    params: SamplingParams,
+    eos_token_ids: tuple[int, ...],
+    num_tokens_left: int,
 ) -> FinishReason:
     """Whether a choice ends with `token_id` as its `num_output_tokens`-th output token.
 

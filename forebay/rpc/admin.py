@@ -34,11 +34,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._info = pb.GetInfoResponse(role=role, epoch=epoch, model=model, version=VERSION)
         self._load, self._check_integrity = load, check_integrity
 
-    async def GetInfo(self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext) -> pb.GetInfoResponse:
+    async def GetInfo(
+        self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetInfoResponse:
         """Identity."""
         return self._info
 
-    async def GetLoad(self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext) -> pb.GetLoadResponse:
+    async def GetLoad(
+        self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetLoadResponse:
         """Live load."""
         return self._load()
 

@@ -115,5 +115,3 @@ def to_status(error: ForebayError) -> status_pb2.Status:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
     return status_pb2.Status(code=error.status.value[0], message=error.message, details=packed)
-
-
