@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,15 @@ def load(
     except TypeError as error:
         missing = [n for n, f in fields.items() if n not in parsed and _is_required(f)]
         raise ConfigError(f"{service}: missing configuration {missing}") from error
+
+
+def load_or_exit(cls: type[T], service: str) -> T:
+    """`load` for a process: a configuration error is one line on standard error and exit code 2."""
+    try:
+        return load(cls, service)
+    except ConfigError as error:
+        sys.stderr.write(f"{service}: {error.message}\n")
+        raise SystemExit(2) from error
 
 
 def to_flags(config: Any) -> list[str]:
