@@ -1,1 +1,1 @@
-"""Model code: configuration, weights and the forward pass. This file imports nothing, so torch-free users stay so."""
+"""Model code: configuration, weights and the forward pass. Imports nothing: the gateway stays torch-free."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from forebay.errors import FailedPrecondition, InvalidArgument, NotFound
+from forebay.errors import InvalidArgument, NotFound, UnsupportedModel
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_KINDS = ("default", "linear", "llama3")
@@ -29,9 +29,9 @@ class RopeConfig:
         scaling: Mapping[str, Any] = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in ROPE_KINDS:
-            raise FailedPrecondition(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+            raise UnsupportedModel(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
         if float(scaling.get("partial_rotary_factor", fields.get("partial_rotary_factor")) or 1.0) != 1.0:
-            raise FailedPrecondition("partial rotary embeddings are not supported")
+            raise UnsupportedModel("partial rotary embeddings are not supported")
         return cls(
             theta=float(scaling.get("rope_theta") or fields.get("rope_theta") or cls.theta),
             kind=kind,
@@ -77,7 +77,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Self:
-        """Validate the parsed files; raises FailedPrecondition for a model this project cannot run exactly."""
+        """Validate the parsed files; raises UnsupportedModel for a model this project cannot run exactly."""
         architecture = _architecture(fields)
         _refuse_variants(fields, architecture)
         num_heads, hidden_size = _integer(fields, "num_attention_heads"), _integer(fields, "hidden_size")
@@ -108,9 +108,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist; a model folder holds config.json") from None
     except json.JSONDecodeError as error:
-        raise InvalidArgument(f"{path} is not JSON: {error}") from error
+        raise InvalidArgument(f"not JSON: {error}", field=str(path)) from error
     if not isinstance(fields, dict):
-        raise InvalidArgument(f"{path} is not a JSON object")
+        raise InvalidArgument("not a JSON object", field=str(path))
     return fields
 
 
@@ -120,28 +120,28 @@ def _architecture(fields: Mapping[str, Any]) -> str:
         if name in ARCHITECTURES:
             return str(name)
     named = ", ".join(names) or "none named"
-    raise FailedPrecondition(f"architecture {named} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    raise UnsupportedModel(f"architecture {named} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
 
 def _refuse_variants(fields: Mapping[str, Any], architecture: str) -> None:
-    """Refuse what would run and give wrong text: other activations, extra biases, sliding windows, quantised weights."""
+    """Refuse what would run and give wrong text."""
     if (activation := fields.get("hidden_act", "silu")) != "silu":
-        raise FailedPrecondition(f"hidden_act {activation!r} is not supported; only silu is")
+        raise UnsupportedModel(f"hidden_act {activation!r} is not supported; only silu is")
     for name in ("attention_bias", "mlp_bias"):
         if fields.get(name):
-            raise FailedPrecondition(f"{name} is not supported for {architecture}")
+            raise UnsupportedModel(f"{name} is not supported for {architecture}")
     if fields.get("quantization_config"):
-        raise FailedPrecondition("quantised checkpoints are not supported; use float32, float16 or bfloat16 weights")
+        raise UnsupportedModel("quantised checkpoints are not supported; use 16 or 32-bit weights")
     window = fields.get("sliding_window")
     slides = fields.get("use_sliding_window", architecture == "MistralForCausalLM")
     if slides and window and window < _integer(fields, "max_position_embeddings"):
-        raise FailedPrecondition(f"sliding-window attention ({window} tokens) is not supported")
+        raise UnsupportedModel(f"sliding-window attention ({window} tokens) is not supported")
 
 
 def _integer(fields: Mapping[str, Any], name: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or value <= 0:
-        raise InvalidArgument(f"config.json: {name} must be a positive integer, not {value!r}")
+        raise InvalidArgument("must be a positive integer", field=f"config.json: {name}", got=value)
     return value
 
 
