@@ -60,7 +60,7 @@ class EngineLoop:
             self._wake.notify()
 
     def call(self, fn: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """Like `post`, from the event loop, with an awaitable result; a ForebayError goes to the awaiter only."""
+        """Like `post`, from the event loop, awaitable; a ForebayError goes to the awaiter only."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 

@@ -32,7 +32,7 @@ def configure_logs(service: str, level: str = "info", *, as_json: bool = True) -
 
 
 def serve_metrics(port: int, host: str = "127.0.0.1") -> int:
-    """Serve the default Prometheus registry on `host:port` (0 picks a port, negative: off); returns the port."""
+    """Serve the Prometheus registry on `host:port` (0 picks a port, negative: off); returns the port."""
     if port < 0:
         return -1
     server, _ = start_http_server(port, addr=host)
