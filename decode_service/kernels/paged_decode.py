@@ -8,5 +8,5 @@ from . import reference
 def paged_decode_attention(
     q: Tensor, kv_layer: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float
 ) -> Tensor:
-    """Return [S, Hq, D] for q [S, Hq, D] over kv_layer [blocks, 2, Hkv, bs, D]; tables and lengths are int32."""
+    """Return [S, Hq, D] for q [S, Hq, D] over kv_layer [blocks, 2, Hkv, bs, D]; tables, lengths int32."""
     return reference.paged_decode_attention(q, kv_layer, block_tables, context_lens, scale)

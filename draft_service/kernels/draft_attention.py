@@ -13,5 +13,5 @@ def draft_attention(
     context_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    """Return [T, Hq, D]; sequence s asks with its last cu_query_lens[s+1] - cu_query_lens[s] positions, causally."""
+    """Return [T, Hq, D]; a sequence's queries (cu_query_lens [S + 1]) are its last positions, causal."""
     return reference.draft_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale)

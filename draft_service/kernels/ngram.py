@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def ngram_propose(token_ids: NDArray[np.int64], max_ngram: int, min_ngram: int, k: int) -> list[int]:
-    """Return up to k tokens following the most recent match of the longest suffix of min_ngram..max_ngram tokens."""
+    """Return up to k tokens after the most recent match of the longest suffix of min..max_ngram tokens."""
     num_tokens = len(token_ids)
     ends = np.flatnonzero(token_ids[:-1] == token_ids[-1]) if num_tokens > 1 else np.empty(0, np.int64)
     best_end, candidates = -1, ends

@@ -20,7 +20,7 @@ def draft_attention(
 
 
 def ngram_propose(token_ids: NDArray[np.int64], max_ngram: int, min_ngram: int, k: int) -> list[int]:
-    """Scan for the longest suffix n-gram seen before, most recent match first, and copy up to k tokens after it."""
+    """Scan for the longest suffix seen before, most recent match first; return up to k tokens after it."""
     tokens = [int(token) for token in token_ids]
     for n in range(min(max_ngram, len(tokens) - 1), min_ngram - 1, -1):
         suffix = tokens[-n:]

@@ -1,1 +1,1 @@
-"""Kernels used by two or more services: each module dispatches to Triton on CUDA and to `reference` elsewhere."""
+"""Kernels used by two or more services; a module dispatches to Triton on CUDA, to its reference elsewhere."""

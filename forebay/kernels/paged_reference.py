@@ -1,6 +1,6 @@
 """Torch attention over paged KV, shared by the services' reference kernels.
 
-Shapes: T query tokens, S sequences, Hq/Hkv query/KV heads, D head_dim, bs block_size, C context length of one sequence.
+Shapes: T query tokens, S sequences, Hq/Hkv query/KV heads, D head_dim, bs block_size, C one context length.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Plain torch twins of the shared kernels: same signatures, the CPU serving path and the tests' yardstick.
 
-Shapes: T tokens, N hidden size, F intermediate size, Hq/Hkv query/KV heads, D head_dim, bs block_size, R rows, V vocabulary.
+Shapes: T tokens, N hidden size, F intermediate size, Hq/Hkv query/KV heads, D head_dim, bs block_size.
 """
 
 import torch
@@ -32,7 +32,8 @@ def rope_write_kv(
 ) -> Tensor:
     """Rotate q and k (half-rotation), write k and v to `slots` of kv_layer; return q [T, Hq, D].
 
-    kv_layer is [blocks, 2, Hkv, bs, D]. Slot -1 marks a padding row: its k and v go to the null block, whose contents are scratch.
+    kv_layer is [blocks, 2, Hkv, bs, D]. Slot -1 marks a padding row: its k and v go to the null block, which
+    is scratch.
     """
     _, _, num_kv_heads, block_size, head_dim = kv_layer.shape
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)

@@ -10,6 +10,6 @@ def rope_write_kv(
 ) -> Tensor:
     """Rotate q and k of qkv [T, (Hq + 2 Hkv) D], write k, v to `slots` [T] of kv_layer; return q [T, Hq, D].
 
-    cos, sin: [max_positions, D/2] float32; positions [T] int64; slot -1 is padding and leaves every real block alone.
+    cos, sin: [max_positions, D/2] float32; positions [T] int64; slot -1 is padding and touches no real block.
     """
     return reference.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)

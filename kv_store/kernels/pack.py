@@ -6,7 +6,7 @@ from . import reference
 
 
 def pack_blocks(kv: Tensor, block_ids: Tensor, out: Tensor) -> None:
-    """Copy blocks `block_ids` [n] of kv [L, blocks, 2, Hkv, bs, D] into out [n, L, 2, Hkv, bs, D] of the same dtype."""
+    """Copy blocks `block_ids` [n] of kv [L, blocks, 2, Hkv, bs, D] into out [n, L, 2, Hkv, bs, D]."""
     reference.pack_blocks(kv, block_ids, out)
 
 

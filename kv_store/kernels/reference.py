@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def pack_blocks(kv: Tensor, block_ids: Tensor, out: Tensor) -> None:
-    """Copy blocks of kv [L, blocks, 2, Hkv, bs, D] into out [n, L, 2, Hkv, bs, D], one contiguous payload each."""
+    """Copy blocks of kv [L, blocks, 2, Hkv, bs, D] into out [n, L, 2, Hkv, bs, D], one payload each."""
     for layer, kv_layer in enumerate(kv):
         out[:, layer] = kv_layer.index_select(0, block_ids)
 
