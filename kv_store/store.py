@@ -123,7 +123,7 @@ class BlockStore:
     def reserve(
         self, root: bytes, parent: bytes | None, keys: Sequence[bytes], num_bytes: int, duration_s: float
     ) -> Reservation:
-        """Slots of `num_bytes` for what the store lacks of a chain, root to leaf; `parent` precedes keys[0]."""
+        """Slots of `num_bytes` for what is lacking of a chain, root to leaf; `parent` precedes keys[0]."""
         self._check_duration(duration_s)
         self.expire()
         above = self._entries.get(parent) if parent else None
@@ -233,7 +233,9 @@ class BlockStore:
         for entry in entries:
             self._check_entry(entry)
         leaves = {e.key for e in committed if not e.children and not e.num_leases}
-        assert len(leaves) == len(self._leaves) and all(key in self._leaves for key in leaves), "leaf set is wrong"
+        assert len(leaves) == len(self._leaves) and all(key in self._leaves for key in leaves), (
+            "leaf set is wrong"
+        )
         granted = {handle for lease in self._leases.values() for handle in lease.grants}
         assert granted == self._grants.keys(), "handles and leases disagree"
         num_granted = sum(e.num_leases for e in [*entries, *self._detached])
@@ -243,7 +245,9 @@ class BlockStore:
         if entry.parent is not None:
             assert self._entries.get(entry.parent.key) is entry.parent, "closure: a block without its parent"
             assert entry.key in entry.parent.children, "a parent does not know its child"
-            assert entry.parent.is_committed or not entry.is_committed, "a block is committed before its parent"
+            assert entry.parent.is_committed or not entry.is_committed, (
+                "a block is committed before its parent"
+            )
         for child in entry.children:
             assert self._entries[child].parent is entry, "a child does not know its parent"
         assert entry.is_committed or entry.num_leases == 1, "a reserved block without a writer"
@@ -305,7 +309,9 @@ class BlockStore:
 
     def _check_duration(self, duration_s: float) -> None:
         if not duration_s > 0:
-            raise InvalidArgument("must be positive", field="duration_s", limit=self.max_lease_s, got=duration_s)
+            raise InvalidArgument(
+                "must be positive", field="duration_s", limit=self.max_lease_s, got=duration_s
+            )
 
     def _emit(self, is_added: bool, entry: Entry) -> None:
         if self.on_event is not None:
