@@ -87,7 +87,7 @@ def _from_flags(
     cls: type[Any], fields: Mapping[str, dataclasses.Field[Any]], service: str, argv: Sequence[str] | None
 ) -> dict[str, str]:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {service}",
+        prog=f"python -m {cls.__module__.partition('.')[0]}",
         description=cls.__doc__,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

@@ -2,19 +2,20 @@
 
 The event loop talks to it through `post` (fire and forget) and `call` (awaitable). A `step()` that raises
 ends the loop and `on_failure` is told, because an engine in an unknown state must not go on serving; the
-traceback goes to the thread's excepthook.
+traceback goes to the thread's excepthook. Whoever awaits a `call` of an ended loop gets Unavailable.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from forebay.errors import ForebayError
+from forebay.errors import ForebayError, Unavailable
 
 T = TypeVar("T")
 
@@ -35,9 +36,10 @@ class EngineLoop:
         self.has_failed = False
         self.num_steps = 0
         self._on_failure = on_failure
-        self._inbox: deque[Callable[[], object]] = deque()
+        # Each entry is called once: with True on the engine thread, or with False when the loop has ended.
+        self._inbox: deque[Callable[[bool], object]] = deque()
         self._wake = threading.Condition()
-        self._is_stopping = False
+        self._is_stopping = self._has_ended = False
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -55,25 +57,33 @@ class EngineLoop:
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Run `fn(*args)` on the engine thread before the next step; an error in it ends the loop."""
-        with self._wake:
-            self._inbox.append(lambda: fn(*args))
-            self._wake.notify()
+        self._put(lambda is_alive: fn(*args) if is_alive else None)
 
     def call(self, fn: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Like `post`, from the event loop, awaitable; a ForebayError goes to the awaiter only."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
-        def run() -> None:
+        def run(is_alive: bool) -> None:
+            outcome: T | ForebayError = Unavailable("the engine has stopped")
             try:
-                result = fn(*args)
+                if is_alive:
+                    outcome = fn(*args)
             except ForebayError as error:
-                loop.call_soon_threadsafe(_set_exception, future, error)
-            else:
-                loop.call_soon_threadsafe(_set_result, future, result)
+                outcome = error
+            finally:
+                _deliver(loop, future, outcome)
 
-        self.post(run)
+        self._put(run)
         return future
+
+    def _put(self, entry: Callable[[bool], object]) -> None:
+        with self._wake:
+            if not self._has_ended:
+                self._inbox.append(entry)
+                self._wake.notify()
+                return
+        entry(False)
 
     @property
     def seconds_since_progress(self) -> float:
@@ -90,6 +100,7 @@ class EngineLoop:
         finally:
             self._busy_since = None
             self.has_failed = not is_clean
+            self._reject_rest()
             if self.has_failed and self._on_failure is not None:
                 self._on_failure()
 
@@ -101,12 +112,19 @@ class EngineLoop:
                 self._wake.wait()
             if self._is_stopping:
                 return False
-            posts = list(self._inbox)
-            self._inbox.clear()
+            num_posts = len(self._inbox)
         self._busy_since = time.monotonic()
-        for post in posts:
-            post()
+        for _ in range(num_posts):
+            self._inbox.popleft()(True)
         return True
+
+    def _reject_rest(self) -> None:
+        with self._wake:
+            self._has_ended = True
+            rest = list(self._inbox)
+            self._inbox.clear()
+        for entry in rest:
+            entry(False)
 
     _has_work = False
 
@@ -116,11 +134,15 @@ class EngineLoop:
         self.num_steps += self._has_work
 
 
-def _set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
+def _deliver(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], outcome: T | ForebayError) -> None:
+    with contextlib.suppress(RuntimeError):  # the event loop has closed: nobody waits any more
+        loop.call_soon_threadsafe(_settle, future, outcome)
 
 
-def _set_exception(future: asyncio.Future[T], error: ForebayError) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _settle(future: asyncio.Future[T], outcome: T | ForebayError) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, ForebayError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

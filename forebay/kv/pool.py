@@ -89,8 +89,10 @@ class BlockPool:
         return holder
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One more reference on each block."""
+        """One more reference on each block, which must be referenced or cached."""
         for block in blocks:
+            if self._ref_counts[block] < 1 and block not in self._evictable:
+                raise ValueError(f"block {block} is shared but free")
             self._ref_counts[block] += 1
             self._evictable.pop(block, None)
 

@@ -18,6 +18,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from forebay.errors import ForebayError
 from forebay.rpc.channel import INTERNAL_SERVER_ARGS
 from forebay.rpc.interceptor import ErrorInterceptor
 from forebay.telemetry import configure_logs, serve_metrics
@@ -85,21 +86,28 @@ async def run(
     stopping, hurry = _on_signals()
     server = Server(listen, args)
     await server.start()
-    service = await build()
-    await server.add(service)
-    log.info("serving", listen=listen, port=server.port)
-    if on_serving is not None:
-        await on_serving(server.port)
-    await _first(stopping.wait(), service.failed.wait())
-    log.info("draining", grace_s=grace_s)
-    await server.health.enter_graceful_shutdown()
-    if service.drain is not None:
-        await service.drain()
-    await _first(server.stop(grace_s), hurry.wait())
+    try:
+        service = await build()
+        await server.add(service)
+        log.info("serving", listen=listen, port=server.port)
+        if on_serving is not None:
+            await on_serving(server.port)
+        await _first(stopping.wait(), service.failed.wait())
+        log.info("draining", grace_s=grace_s)
+        await _drain(server, service, grace_s, hurry)
+    finally:
+        await server.server.stop(None)
     await service.close()
     log.info("stopped")
     if service.failed.is_set():
         raise SystemExit(1)
+
+
+async def _drain(server: Server, service: Service, grace_s: float, hurry: asyncio.Event) -> None:
+    await server.health.enter_graceful_shutdown()
+    if service.drain is not None:
+        await service.drain()
+    await _first(server.stop(grace_s), hurry.wait())
 
 
 def serve(
@@ -112,11 +120,16 @@ def serve(
     log_json: bool = True,
     args: Sequence[tuple[str, Any]] = tuple(INTERNAL_SERVER_ARGS),
     grace_s: float = 10.0,
+    on_serving: Callable[[int], Awaitable[None]] | None = None,
 ) -> None:
-    """Blocking entry point of a service process."""
+    """Blocking entry point of a service process; what prevents its start is one line and exit code 2."""
     configure_logs(name, log_level, as_json=log_json)
-    serve_metrics(metrics_port)
-    uvloop.run(run(build, listen, args=args, grace_s=grace_s))
+    try:
+        serve_metrics(metrics_port)
+        uvloop.run(run(build, listen, args=args, grace_s=grace_s, on_serving=on_serving))
+    except (ForebayError, OSError) as error:
+        log.error("cannot_start", error=str(error))
+        raise SystemExit(2) from error
 
 
 def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
