@@ -15,14 +15,16 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from forebay.errors import ForebayError
 from forebay.rpc.channel import INTERNAL_SERVER_ARGS
+from forebay.rpc.health import HealthServicer
 from forebay.rpc.interceptor import ErrorInterceptor
 from forebay.telemetry import configure_logs, serve_metrics
 
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 log = structlog.get_logger(__name__)
 
 
@@ -46,7 +48,7 @@ class Server:
 
     def __init__(self, listen: str, args: Sequence[tuple[str, Any]] = tuple(INTERNAL_SERVER_ARGS)) -> None:
         self.server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=list(args))
-        self.health = health.aio.HealthServicer()
+        self.health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         self.listen = listen
         self.port = 0
@@ -63,7 +65,7 @@ class Server:
     async def add(self, service: Service) -> None:
         """Register a built service, reflection included, and say SERVING for it and for the process."""
         service.add(self.server)
-        names = [*service.names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        names = [*service.names, HEALTH_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self.server)
         for name in ("", *service.names):
             await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -173,10 +173,21 @@ async def test_health_goes_from_not_serving_to_serving_to_not_serving(server):
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         named = await stub.Check(health_pb2.HealthCheckRequest(service=INFERENCE))
         assert named.status == health_pb2.HealthCheckResponse.SERVING
-        stopping = asyncio.create_task(server.stop(1.0))
+        stopping = asyncio.create_task(server.stop(60.0))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
-        await stopping
+        assert await watch.read() is grpc.aio.EOF
+        await asyncio.wait_for(stopping, 5)
+
+
+async def test_health_of_an_unknown_name(channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service="forebay.v1.Nonsense")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Check(request)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    watch = stub.Watch(request)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
 
 
 async def test_reflection_lists_the_services(channel):
