@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
+from forebay.kernels.paged_reference import RunPlan
 from forebay.kernels.rope_write import rope_write_kv
 from forebay.model.rope import RopeTable
 
@@ -38,6 +40,19 @@ class DraftAttention:
         if self.on_layer is not None:
             self.on_layer(layer)
         out = draft_attention(
-            q, kv_layer, self.block_tables, self.cu_query_lens, self.context_lens, head_dim**-0.5
+            q,
+            kv_layer,
+            self.block_tables,
+            self.cu_query_lens,
+            self.context_lens,
+            head_dim**-0.5,
+            self._plan,
         )
-        return out.reshape(qkv.shape[0], num_heads * head_dim)
+        return out.reshape(len(qkv), num_heads * head_dim)
+
+    @cached_property
+    def _plan(self) -> RunPlan | None:
+        """Index tensors that all layers of the step share; the CUDA kernel needs none."""
+        if self.kv.is_cuda:
+            return None
+        return RunPlan.build(self.block_tables, self.cu_query_lens, self.context_lens, *self.kv.shape[3:5])

@@ -21,8 +21,8 @@ _Columns = tuple[NDArray[np.int64], NDArray[np.int64]]
 class RowState:
     """What sampling must remember about one sequence: parameters, seed, and how often each id occurred.
 
-    Only penalties need occurrences, so other rows keep none. They are held as two growing columns (ids, output
-    counts) plus an id -> column index: an appended token costs O(1), a step costs the distinct ids, never V.
+    Only penalties need occurrences, so other rows keep none. They are two growing columns, ids and output
+    counts, plus an id -> column index: an appended token costs O(1), a step costs the distinct ids, never V.
     Owned by the engine thread, like the sequence it belongs to.
     """
 
@@ -81,7 +81,7 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """One token to sample: `position` is its absolute index, `pending` the draft tokens before it in this step."""
+    """One token to sample: `position` is its absolute index, `pending` the step's draft tokens before it."""
 
     state: RowState
     position: int

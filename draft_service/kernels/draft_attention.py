@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from forebay.kernels.paged_reference import RunPlan
+
 from . import reference
 
 
@@ -12,6 +14,10 @@ def draft_attention(
     cu_query_lens: Tensor,
     context_lens: Tensor,
     scale: float,
+    plan: RunPlan | None = None,
 ) -> Tensor:
-    """Return [T, Hq, D]; a sequence's queries (cu_query_lens [S + 1]) are its last positions, causal."""
-    return reference.draft_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale)
+    """Return [T, Hq, D]; a sequence's queries (cu_query_lens [S + 1]) are its last positions, causal.
+
+    `plan` saves the reference from planning again for every layer of a step.
+    """
+    return reference.draft_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale, plan)

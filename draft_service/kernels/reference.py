@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forebay.kernels.paged_reference import paged_attention
+from forebay.kernels.paged_reference import RunPlan, run_attention
 
 
 def draft_attention(
@@ -14,9 +14,11 @@ def draft_attention(
     cu_query_lens: Tensor,
     context_lens: Tensor,
     scale: float,
+    plan: RunPlan | None = None,
 ) -> Tensor:
     """Attend each sequence's run of last positions causally to its paged context."""
-    return paged_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale)
+    plan = plan or RunPlan.build(block_tables, cu_query_lens, context_lens, *kv_layer.shape[2:4])
+    return run_attention(q, kv_layer, block_tables, plan, scale)
 
 
 def ngram_propose(token_ids: NDArray[np.int64], max_ngram: int, min_ngram: int, k: int) -> list[int]:

@@ -10,9 +10,7 @@ from torch.nn import functional
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / rms(x) * weight over the last axis, computed in float32, in x's dtype."""
-    x_f32 = x.float()
-    scale = torch.rsqrt(x_f32.square().mean(-1, keepdim=True) + eps)
-    return (x_f32 * scale * weight).to(x.dtype)
+    return functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -30,23 +28,23 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def rope_write_kv(
     qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, slots: Tensor, kv_layer: Tensor, num_heads: int
 ) -> Tensor:
-    """Rotate q and k (half-rotation), write k and v to `slots` of kv_layer; return q [T, Hq, D].
+    """Rotate q and k in place (half-rotation), write k and v to `slots`; return q as a view of qkv.
 
-    kv_layer is [blocks, 2, Hkv, bs, D]. Slot -1 marks a padding row: its k and v go to the null block, which
-    is scratch.
+    Slot -1 marks a padding row: its k and v go to slot 0 of the null block, which is scratch.
     """
-    _, _, num_kv_heads, block_size, head_dim = kv_layer.shape
-    heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
-    rotated = _rotate(heads[:, : num_heads + num_kv_heads], cos[positions], sin[positions])
+    num_tokens, (_, _, num_kv_heads, block_size, head_dim) = len(qkv), kv_layer.shape
+    heads = qkv.view(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+    _rotate_(
+        heads[:, : num_heads + num_kv_heads], cos.index_select(0, positions), sin.index_select(0, positions)
+    )
     slots = slots.clamp_min(0)
-    blocks, offsets = slots // block_size, slots % block_size
-    kv_layer[blocks, 0, :, offsets] = rotated[:, num_heads:]
-    kv_layer[blocks, 1, :, offsets] = heads[:, num_heads + num_kv_heads :]
-    return rotated[:, :num_heads]
+    pairs = heads[:, num_heads:].view(num_tokens, 2, num_kv_heads, head_dim)
+    kv_layer[slots // block_size, :, :, slots % block_size] = pairs
+    return heads[:, :num_heads]
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of x [T, H, D] by the angles of cos, sin [T, D/2] in float32."""
+def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate the two halves of x [T, H, D] by the angles of cos, sin [T, D/2], in float32 and in place."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))

@@ -14,7 +14,7 @@ def apply_penalties(
     presence: Tensor,
     frequency: Tensor,
 ) -> None:
-    """Penalise entries (rows[m], ids[m]) of logits [R, V] in place; entries are distinct, all arguments are [M].
+    """Penalise entries (rows[m], ids[m]) of logits [R, V] in place; entries are distinct, the rest is [M].
 
     counts: how often the id is in the output; repetition also covers ids with count 0 (the prompt's).
     """
@@ -33,7 +33,7 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
 def philox_uniform(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
     """Return float32 noise in [0, 1) of (seed, position, vocabulary id), broadcast over int64 tensors.
 
-    Philox4x32-10 with key = seed and counter = (id // 4, position, 0, 0), lane id % 4, as Triton's `tl.philox`.
+    Philox4x32-10 with key = seed, counter = (id // 4, position, 0, 0), lane id % 4, like Triton's.
     """
     return reference.philox_uniform(seeds, positions, ids)
 

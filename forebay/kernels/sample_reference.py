@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 _LOW32 = 0xFFFFFFFF
-# Largest and smallest Gumbel noise that 31-bit uniforms give, rounded outwards: -log(-log(1 - 2^-24)) = 16.64,
-# -log(-log(_MIN_UNIFORM)) = -3.14. They bound which entries can still win a draw.
+# The largest Gumbel noise of a float32 uniform is -log(-log(1 - 2^-24)) = 16.64; it bounds what can win.
 _MAX_GUMBEL = 16.7
 _MIN_UNIFORM = 2.0**-33
 _FLOAT32_MARGIN = 1e-2  # far above the error of a float32 sum of a logit and its noise
-# Partial sorts tried before a full one: on 49152 entries topk(256) costs 0.08 ms a row, a full sort 2.9 ms (CPU).
+# Partial sorts tried before a full one: of 49152 entries topk(256) costs 0.08 ms a row, a sort 2.9 ms (CPU).
 _HEAD_SIZES = (256, 4096)
 
 
@@ -45,7 +44,7 @@ def truncation_threshold(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Te
 
 
 def _nucleus(scaled: Tensor, threshold: Tensor, top_p: Tensor) -> Tensor:
-    """Raise each row's threshold to the last entry of the smallest sorted prefix that holds top_p of the mass."""
+    """Raise each row's threshold to the end of its smallest sorted prefix that holds top_p of the mass."""
     top = scaled.amax(-1, keepdim=True)
     mass = torch.where(scaled >= threshold[:, None], (scaled - top).exp(), 0).sum(-1, dtype=torch.float64)
     threshold, open_rows = threshold.clone(), torch.arange(len(scaled), device=scaled.device)
@@ -73,7 +72,7 @@ def philox_uniform(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
 
 
 def _philox(seeds: Tensor, positions: Tensor, counters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 (Salmon et al., 2011) on int64 that hold 32-bit words; counter = (counters, positions, 0, 0).
+    """Philox4x32-10 (Salmon et al., 2011), 32-bit words in int64; counter = (counters, positions, 0, 0).
 
     Products wrap modulo 2^64. Odd words only meet xor, so their high halves are dropped once, at the end.
     """
@@ -95,7 +94,7 @@ def _uniform(words: Tensor) -> Tensor:
 
 
 def gumbel_argmax(scaled: Tensor, threshold: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """Narrow down to the entries that can win, then decide among them in float64, where ties do not happen."""
+    """Narrow down to the entries that can win, then decide among them in float64, where ties are rare."""
     top, top_ids = scaled.max(-1)
     certain = top + _gumbel(philox_uniform(seeds, positions, top_ids))  # what the winner has to beat
     entries = scaled >= threshold.maximum((certain - _MAX_GUMBEL).to(scaled.dtype))[:, None]
@@ -109,7 +108,7 @@ def gumbel_argmax(scaled: Tensor, threshold: Tensor, seeds: Tensor, positions: T
 
 
 def _contenders(scaled: Tensor, seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (rows, ids) whose noisy value is within float32 error of the row's best; one Philox block serves four ids."""
+    """Return (rows, ids) within float32 error of the row's best; one Philox block serves four ids."""
     num_rows, num_entries = scaled.shape
     counters = torch.arange(-(-num_entries // 4), device=scaled.device).expand(num_rows, -1)
     words = torch.stack(_philox(seeds[:, None], positions[:, None], counters), dim=-1)
