@@ -47,7 +47,8 @@ class PrefillServiceServicer(object):
     """
 
     def Prefill(self, request, context):
-        """Computes one prompt. The stream ends after FirstToken; cancelling it frees everything.
+        """Computes one prompt. FirstToken comes as soon as it is sampled; BlocksReady comes before and after it, and
+        the stream ends once no more blocks will become ready. Cancelling it frees everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
