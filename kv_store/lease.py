@@ -62,4 +62,6 @@ def make_grants(entries: list[Entry]) -> dict[bytes, Grant]:
     """A fresh handle for each entry, in order."""
     noise = secrets.token_bytes(HANDLE_BYTES * len(entries))
     handles = [noise[at : at + HANDLE_BYTES] for at in range(0, len(noise), HANDLE_BYTES)]
-    return {h: Grant(h, e, e.offset, e.num_bytes, e.generation) for h, e in zip(handles, entries, strict=True)}
+    return {
+        h: Grant(h, e, e.offset, e.num_bytes, e.generation) for h, e in zip(handles, entries, strict=True)
+    }

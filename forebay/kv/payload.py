@@ -104,7 +104,10 @@ def is_intact(block: memoryview, key: bytes, generation: int) -> bool:
     _, _, _, found_generation, found_key, _, _, num_bytes, crc = _FIELDS.unpack(fields)
     if (found_key, found_generation) != (key, generation):
         return False
-    return HEADER_BYTES + num_bytes <= len(block) and crc32c(block[HEADER_BYTES : HEADER_BYTES + num_bytes]) == crc
+    return (
+        HEADER_BYTES + num_bytes <= len(block)
+        and crc32c(block[HEADER_BYTES : HEADER_BYTES + num_bytes]) == crc
+    )
 
 
 def stamp_generation(block: memoryview, generation: int) -> None:

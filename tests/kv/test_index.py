@@ -1,4 +1,4 @@
-"""The prefix index against a real server: prefixes, dead nodes, epochs, loss, garbage, a linear-scan oracle."""
+"""The prefix index against a real server: dead nodes, epochs, loss, garbage, a linear-scan oracle."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio as redis
-from forebay.kv.index import PrefixIndex
-from forebay.redis_server import RedisServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from forebay.kv.index import PrefixIndex
+from forebay.redis_server import RedisServer
 
 BUDGET_S = 2.0
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from kv_store.arena import Arena
 from kv_store.store import BlockStore
 

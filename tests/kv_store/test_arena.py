@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kv_store.arena import Arena, SlabAllocator
 
 PAGE = 4096

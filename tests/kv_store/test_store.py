@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from kv_store.arena import Arena
-from kv_store.lease import Purpose
-from kv_store.store import BlockStore, Event, Outcome
 
 from forebay.errors import InvalidArgument, NotFound
 from forebay.kv.hashing import BlockKey
 from forebay.kv.payload import HEADER_BYTES, BlockIdentity, write_header
+from kv_store.arena import Arena
+from kv_store.lease import Purpose
+from kv_store.store import BlockStore, Event, Outcome
 
 PAGE = 4096
 ROOT = b"r" * 32

@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from kv_store.arena import Arena
-from kv_store.lease import Purpose
-from kv_store.store import BlockStore, Reservation
 
 from forebay.kv.hashing import BlockKey
 from forebay.kv.payload import HEADER_BYTES, BlockIdentity, write_header
+from kv_store.arena import Arena
+from kv_store.lease import Purpose
+from kv_store.store import BlockStore, Reservation
 
 PAGE = 4096
 ROOT = b"r" * 32

@@ -1,0 +1,139 @@
+"""Blocks between the pool's KV tensor and store slots: gather, seal, verify, scatter. Blocking, thread-safe.
+
+    slot    [ 128-byte header | payload: L, 2, Hkv, bs, D ]      anywhere in a mapped arena or staging buffer
+
+Slots at a constant stride are handled as one strided tensor over the memory itself: on CPU the gather writes
+straight into the arena and the scatter reads straight from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forebay.kv.hashing import BlockKey
+from forebay.kv.layout import BlockLayout
+from forebay.kv.payload import (
+    HEADER_BYTES,
+    BadBlock,
+    BlockIdentity,
+    read_generation,
+    verify_block,
+    write_header,
+)
+
+# By name: services meet only here, and the shared package knows none of them.
+KERNELS = "kv_store.kernels"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one block is in the memory at hand, and the use count its header must carry."""
+
+    offset: int
+    generation: int
+
+
+class BlockCodec:
+    """Packs and unpacks blocks of `kv` [L, num_blocks, 2, Hkv, bs, D]."""
+
+    def __init__(self, kv: Tensor, layout: BlockLayout, fingerprint: bytes) -> None:
+        self._kv, self._layout, self._fingerprint = kv, layout, fingerprint
+        self._kernels = importlib.import_module(KERNELS)
+        self._stream = torch.cuda.Stream(kv.device) if kv.is_cuda else None
+
+    @property
+    def slot_bytes(self) -> int:
+        """Header and payload of one block."""
+        return HEADER_BYTES + self._layout.block_bytes
+
+    def seal(
+        self, memory: memoryview, slots: Sequence[Slot], keys: Sequence[BlockKey], blocks: Sequence[int]
+    ) -> None:
+        """Write pool blocks into their slots, headers included."""
+        for first, rows in self._runs(memory, slots):
+            self._gather(blocks[first : first + len(rows)], rows)
+        for slot, key in zip(slots, keys, strict=True):
+            write_header(self._block(memory, slot), self._identity(key), slot.generation)
+
+    def open(
+        self, memory: memoryview, slots: Sequence[Slot], keys: Sequence[BlockKey], blocks: Sequence[int]
+    ) -> tuple[int, str]:
+        """Fill pool blocks from their slots; returns how many leading ones are good, and why not more."""
+        num_good, reason = 0, ""
+        try:
+            for slot, key in zip(slots, keys, strict=True):
+                verify_block(self._block(memory, slot), self._identity(key), slot.generation)
+                num_good += 1
+        except BadBlock as error:
+            reason = str(error)
+        for first, rows in self._runs(memory, slots[:num_good]):
+            self._scatter(rows, blocks[first : first + len(rows)])
+        # The slot may have been given away while it was read, if the lease ran out.
+        for index, slot in enumerate(slots[:num_good]):
+            if read_generation(self._block(memory, slot)) != slot.generation:
+                return index, "lease ended while reading"
+        return num_good, reason
+
+    def _identity(self, key: BlockKey) -> BlockIdentity:
+        return BlockIdentity(key, self._fingerprint, self._layout.block_bytes)
+
+    def _block(self, memory: memoryview, slot: Slot) -> memoryview:
+        return memory[slot.offset : slot.offset + self.slot_bytes]
+
+    def _runs(self, memory: memoryview, slots: Sequence[Slot]) -> Iterator[tuple[int, Tensor]]:
+        """(index of the first slot, payloads [n, L, 2, Hkv, bs, D]) of slots at a constant stride."""
+        if not slots:
+            return
+        flat = torch.frombuffer(memory, dtype=self._kv.dtype, count=memory.nbytes // self._kv.element_size())
+        first = 0
+        while first < len(slots):
+            num, stride = _run_length(slots, first)
+            yield first, self._strided(flat, slots[first].offset + HEADER_BYTES, num, stride)
+            first += num
+
+    def _strided(self, flat: Tensor, offset: int, num: int, stride: int) -> Tensor:
+        size = self._kv.element_size()
+        shape = (num, *self._layout.shape)
+        inner = torch.empty(self._layout.shape, device="meta").stride()
+        return flat.as_strided(shape, (stride // size, *inner), offset // size)
+
+    def _gather(self, blocks: Sequence[int], rows: Tensor) -> None:
+        if self._stream is None:
+            self._kernels.pack_blocks(self._kv, torch.tensor(blocks), rows)
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(torch.cuda.default_stream(self._kv.device))
+            packed = torch.empty(rows.shape, dtype=rows.dtype, device=self._kv.device)
+            self._kernels.pack_blocks(self._kv, torch.tensor(blocks, device=self._kv.device), packed)
+            for row, block in zip(rows, packed, strict=True):
+                row.copy_(block)
+            self._stream.synchronize()
+
+    def _scatter(self, rows: Tensor, blocks: Sequence[int]) -> None:
+        if self._stream is None:
+            self._kernels.unpack_blocks(rows, self._kv, torch.tensor(blocks))
+            return
+        with torch.cuda.stream(self._stream):
+            packed = torch.empty(rows.shape, dtype=rows.dtype, device=self._kv.device)
+            for row, block in zip(rows, packed, strict=True):
+                block.copy_(row)
+            self._kernels.unpack_blocks(packed, self._kv, torch.tensor(blocks, device=self._kv.device))
+            self._stream.synchronize()
+
+
+def _run_length(slots: Sequence[Slot], first: int) -> tuple[int, int]:
+    """(number of slots from `first` on at one stride, that stride in bytes)."""
+    if first + 1 == len(slots):
+        return 1, 0
+    stride = slots[first + 1].offset - slots[first].offset
+    if stride <= 0:
+        return 1, 0
+    num = 2
+    while first + num < len(slots) and slots[first + num].offset - slots[first + num - 1].offset == stride:
+        num += 1
+    return num, stride

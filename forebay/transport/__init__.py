@@ -1,0 +1,1 @@
+"""Ways to move block payloads between a worker and the store."""

@@ -1,0 +1,5 @@
+"""`python -m kv_store`."""
+
+from .server import main
+
+main()
