@@ -79,7 +79,9 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
     _check_ids("sampling.stop_token_ids", params.stop_token_ids, vocab_size)
     for bias in params.logit_bias.values():
         if bias not in LOGIT_BIAS_RANGE:
-            raise InvalidArgument("out of range", field="sampling.logit_bias", limit=LOGIT_BIAS_RANGE, got=bias)
+            raise InvalidArgument(
+                "out of range", field="sampling.logit_bias", limit=LOGIT_BIAS_RANGE, got=bias
+            )
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, max_context: int) -> None:
@@ -134,7 +136,9 @@ def check_request_id(request_id: str) -> str:
     """1 to 128 printable ASCII characters without spaces: it goes to logs and metadata."""
     if not _REQUEST_ID.fullmatch(request_id):
         limit = "1 to 128 printable ASCII characters, no spaces"
-        raise InvalidArgument("bad name", field="request_id", limit=limit, got=f"{len(request_id)} characters")
+        raise InvalidArgument(
+            "bad name", field="request_id", limit=limit, got=f"{len(request_id)} characters"
+        )
     return request_id
 
 
@@ -145,7 +149,9 @@ def check_messages(roles: Sequence[str]) -> None:
     _check_count("messages", len(roles), MAX_CHAT_MESSAGES)
     for role in roles:
         if role not in CHAT_ROLES:
-            raise InvalidArgument("unknown role", field="messages.role", limit=list(CHAT_ROLES), got=role[:64])
+            raise InvalidArgument(
+                "unknown role", field="messages.role", limit=list(CHAT_ROLES), got=role[:64]
+            )
 
 
 def _check_prompt_tokens(num_prompt_tokens: int, max_context: int) -> None:

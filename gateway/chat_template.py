@@ -45,7 +45,11 @@ class ChatTemplate:
         return await asyncio.to_thread(self._render, messages, max_bytes)
 
     def _render(self, messages: Sequence[Mapping[str, str]], max_bytes: int) -> str:
-        variables = {**self._special_tokens, "messages": [dict(m) for m in messages], "add_generation_prompt": True}
+        variables = {
+            **self._special_tokens,
+            "messages": [dict(m) for m in messages],
+            "add_generation_prompt": True,
+        }
         pieces, size = [], 0
         try:
             for piece in self._template.generate(tools=None, documents=None, **variables):
@@ -53,7 +57,9 @@ class ChatTemplate:
                 size += len(piece)
                 if size > max_bytes:
                     what = "the conversation is too long"
-                    raise InvalidArgument(what, field="messages", limit=f"{max_bytes} bytes", got=f"over {size}")
+                    raise InvalidArgument(
+                        what, field="messages", limit=f"{max_bytes} bytes", got=f"over {size}"
+                    )
         except TEMPLATE_ERRORS as error:
             raise InvalidArgument(f"the chat template refuses: {error}", field="messages") from error
         return "".join(pieces)
@@ -62,7 +68,9 @@ class ChatTemplate:
 def need_template(template: ChatTemplate | None, model: str) -> ChatTemplate:
     """The template, or the error that says what to use instead."""
     if template is None:
-        raise FailedPrecondition(f"model {model!r} has no chat template; use Generate", reason="NO_CHAT_TEMPLATE")
+        raise FailedPrecondition(
+            f"model {model!r} has no chat template; use Generate", reason="NO_CHAT_TEMPLATE"
+        )
     return template
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -78,7 +79,7 @@ class Tokenizer:
         return byte_table(self._backend.get_vocab(with_added_tokens=True), frozenset(), self._vocab_size)
 
 
-def _is_byte_level(decoder: dict | None) -> bool:
+def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
     """Whether the tokenizer's decoder is GPT-2's byte alphabet and nothing else."""
     if decoder is None:
         return False
