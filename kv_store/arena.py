@@ -110,7 +110,7 @@ class Arena(SlabAllocator):
 
     def __init__(self, num_bytes: int, slab_bytes: int, *, prefault: bool = False) -> None:
         super().__init__(num_bytes, slab_bytes)
-        self.num_bytes = self.num_slabs * slab_bytes
+        self.num_bytes, self.is_prefaulted = self.num_slabs * slab_bytes, prefault
         self.fd = os.memfd_create("forebay-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.num_bytes)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

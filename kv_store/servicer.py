@@ -50,6 +50,7 @@ class KvStoreServicer(kv_store_pb2_grpc.KvStoreServiceServicer):
             socket_path=sockets.path if sockets else "",
             token=sockets.issue_token() if sockets else b"",
             arena_bytes=self._engine.arena.num_bytes,
+            is_prefaulted=self._engine.arena.is_prefaulted,
         )
 
     async def Lookup(self, request: pb.LookupRequest, context: grpc.aio.ServicerContext) -> pb.LookupResponse:

@@ -28,6 +28,8 @@ from forebay.kv.payload import (
 
 # By name: services meet only here, and the shared package knows none of them.
 KERNELS = "kv_store.kernels"
+CPU_RUN_BYTES = 512 << 10
+MAX_CUDA_RUN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class BlockCodec:
     def __init__(self, kv: Tensor, layout: BlockLayout, fingerprint: bytes) -> None:
         self._kv, self._layout, self._fingerprint = kv, layout, fingerprint
         self._kernels = importlib.import_module(KERNELS)
+        # On CPU a run is checked while it is still in the cache: 11.6 against 9.2 GB/s (2 MiB blocks, Xeon).
+        self._max_run = MAX_CUDA_RUN if kv.is_cuda else max(1, CPU_RUN_BYTES // layout.block_bytes)
         self._stream = torch.cuda.Stream(kv.device) if kv.is_cuda else None
 
     @property
@@ -56,28 +60,36 @@ class BlockCodec:
     ) -> None:
         """Write pool blocks into their slots, headers included."""
         for first, rows in self._runs(memory, slots):
-            self._gather(blocks[first : first + len(rows)], rows)
-        for slot, key in zip(slots, keys, strict=True):
-            write_header(self._block(memory, slot), self._identity(key), slot.generation)
+            run = slice(first, first + len(rows))
+            self._gather(blocks[run], rows)
+            for slot, key in zip(slots[run], keys[run], strict=True):
+                write_header(self._block(memory, slot), self._identity(key), slot.generation)
 
     def open(
         self, memory: memoryview, slots: Sequence[Slot], keys: Sequence[BlockKey], blocks: Sequence[int]
     ) -> tuple[int, str]:
         """Fill pool blocks from their slots; returns how many leading ones are good, and why not more."""
-        num_good, reason = 0, ""
-        try:
-            for slot, key in zip(slots, keys, strict=True):
+        for first, rows in self._runs(memory, slots):
+            run = slice(first, first + len(rows))
+            num_good, reason = self._verify(memory, slots[run], keys[run])
+            if num_good:
+                self._scatter(rows[:num_good], blocks[first : first + num_good])
+            # The slot may have been given away while it was read, if the lease ran out.
+            for index, slot in enumerate(slots[first : first + num_good]):
+                if read_generation(self._block(memory, slot)) != slot.generation:
+                    return first + index, "lease ended while reading"
+            if reason:
+                return first + num_good, reason
+        return len(slots), ""
+
+    def _verify(self, memory: memoryview, slots: Sequence[Slot], keys: Sequence[BlockKey]) -> tuple[int, str]:
+        """How many leading slots hold what their keys say, and what is wrong with the next."""
+        for index, (slot, key) in enumerate(zip(slots, keys, strict=True)):
+            try:
                 verify_block(self._block(memory, slot), self._identity(key), slot.generation)
-                num_good += 1
-        except BadBlock as error:
-            reason = str(error)
-        for first, rows in self._runs(memory, slots[:num_good]):
-            self._scatter(rows, blocks[first : first + len(rows)])
-        # The slot may have been given away while it was read, if the lease ran out.
-        for index, slot in enumerate(slots[:num_good]):
-            if read_generation(self._block(memory, slot)) != slot.generation:
-                return index, "lease ended while reading"
-        return num_good, reason
+            except BadBlock as error:
+                return index, str(error)
+        return len(slots), ""
 
     def _identity(self, key: BlockKey) -> BlockIdentity:
         return BlockIdentity(key, self._fingerprint, self._layout.block_bytes)
@@ -92,7 +104,7 @@ class BlockCodec:
         flat = torch.frombuffer(memory, dtype=self._kv.dtype, count=memory.nbytes // self._kv.element_size())
         first = 0
         while first < len(slots):
-            num, stride = _run_length(slots, first)
+            num, stride = _run_length(slots[first : first + self._max_run])
             yield first, self._strided(flat, slots[first].offset + HEADER_BYTES, num, stride)
             first += num
 
@@ -126,14 +138,12 @@ class BlockCodec:
             self._stream.synchronize()
 
 
-def _run_length(slots: Sequence[Slot], first: int) -> tuple[int, int]:
-    """(number of slots from `first` on at one stride, that stride in bytes)."""
-    if first + 1 == len(slots):
-        return 1, 0
-    stride = slots[first + 1].offset - slots[first].offset
+def _run_length(slots: Sequence[Slot]) -> tuple[int, int]:
+    """(number of leading slots at one stride, that stride in bytes)."""
+    stride = slots[1].offset - slots[0].offset if len(slots) > 1 else 0
     if stride <= 0:
         return 1, 0
     num = 2
-    while first + num < len(slots) and slots[first + num].offset - slots[first + num - 1].offset == stride:
+    while num < len(slots) and slots[num].offset - slots[num - 1].offset == stride:
         num += 1
     return num, stride

@@ -21,7 +21,7 @@ async def open_transport(hello: pb.HelloResponse, channel: grpc.aio.Channel, pre
         raise ValueError(f"transport {preference!r} is not one of {SCHEMES}")
     if preference != "grpc" and "shm" in hello.transports and hello.host_id == shm.host_id():
         try:
-            return await shm.attach(hello.socket_path, hello.token, hello.arena_bytes)
+            return await shm.attach(hello.socket_path, hello.token, hello.arena_bytes, hello.is_prefaulted)
         except TransportError as error:
             if preference == "shm":
                 raise

@@ -27,9 +27,13 @@ def host_id() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else socket.gethostname()
 
 
-async def attach(socket_path: str, token: bytes, arena_bytes: int) -> ShmTransport:
+async def attach(
+    socket_path: str, token: bytes, arena_bytes: int, is_prefaulted: bool = False
+) -> ShmTransport:
     """Map the store's arena; raises TransportError if the socket cannot be reached or refuses."""
-    return ShmTransport(await asyncio.to_thread(_receive_map, socket_path, token, arena_bytes))
+    # One call maps all pages now; otherwise the first use of each 4 KiB costs a fault.
+    flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if is_prefaulted else 0)
+    return ShmTransport(await asyncio.to_thread(_receive_map, socket_path, token, arena_bytes, flags))
 
 
 class ShmTransport(Transport):
@@ -69,7 +73,7 @@ class ShmTransport(Transport):
             np.copyto(*((slot, mine) if is_put else (mine, slot)))
 
 
-def _receive_map(socket_path: str, token: bytes, arena_bytes: int) -> mmap.mmap:
+def _receive_map(socket_path: str, token: bytes, arena_bytes: int, flags: int) -> mmap.mmap:
     descriptors: list[int] = []
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -79,7 +83,7 @@ def _receive_map(socket_path: str, token: bytes, arena_bytes: int) -> mmap.mmap:
             _, descriptors, _, _ = socket.recv_fds(client, 16, 1)
         if len(descriptors) != 1 or os.fstat(descriptors[0]).st_size != arena_bytes:
             raise TransportError("the store's socket did not hand out its arena")
-        return mmap.mmap(descriptors[0], arena_bytes)
+        return mmap.mmap(descriptors[0], arena_bytes, flags)
     except OSError as error:
         raise TransportError(f"the store's socket cannot be reached: {type(error).__name__}") from error
     finally:

@@ -30,7 +30,7 @@ class HelloRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., host_id: _Optional[str] = ..., layout_id: _Optional[str] = ...) -> None: ...
 
 class HelloResponse(_message.Message):
-    __slots__ = ("epoch", "protocol_version", "host_id", "transports", "socket_path", "token", "arena_bytes")
+    __slots__ = ("epoch", "protocol_version", "host_id", "transports", "socket_path", "token", "arena_bytes", "is_prefaulted")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class HelloResponse(_message.Message):
     SOCKET_PATH_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_PREFAULTED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     protocol_version: int
     host_id: str
@@ -45,7 +46,8 @@ class HelloResponse(_message.Message):
     socket_path: str
     token: bytes
     arena_bytes: int
-    def __init__(self, epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., host_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., socket_path: _Optional[str] = ..., token: _Optional[bytes] = ..., arena_bytes: _Optional[int] = ...) -> None: ...
+    is_prefaulted: bool
+    def __init__(self, epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., host_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., socket_path: _Optional[str] = ..., token: _Optional[bytes] = ..., arena_bytes: _Optional[int] = ..., is_prefaulted: bool = ...) -> None: ...
 
 class LookupRequest(_message.Message):
     __slots__ = ("epoch", "keys")

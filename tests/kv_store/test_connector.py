@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 
@@ -231,3 +236,34 @@ async def test_a_cancelled_pull_leaves_no_thread_on_the_blocks(
     assert done == [True]
     await connector.close()
     assert store.blocks.num_leases == 0  # type: ignore[attr-defined]
+
+
+async def test_a_frozen_store_costs_one_timeout_and_then_nothing() -> None:
+    probe = socket.socket()
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+    probe.close()
+    flags = [f"--listen=127.0.0.1:{port}", "--arena-bytes=1048576", "--log-level=error"]
+    process = subprocess.Popen([sys.executable, "-m", "kv_store", *flags])
+    options = ConnectorOptions(timeout_s=0.3)
+    connector = KvConnector([f"127.0.0.1:{port}"], make_kv(1), LAYOUT, FINGERPRINT, "auto", options)
+    try:
+        assert await connector.start(wait_s=30.0)
+        keys = keys_of(4)
+        while await connector.push(ROOT, keys, [1, 2, 3, 4]) < 4:
+            await asyncio.sleep(0.1)
+        os.kill(process.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        for _ in range(20):
+            assert await connector.pull(keys, [1, 2, 3, 4]) == 0
+        assert time.monotonic() - started < 2 * options.timeout_s
+        os.kill(process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + 20
+        while await connector.pull(keys, [1, 2, 3, 4]) < 4:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+        process.terminate()
+        assert process.wait(20) == 0
+        await connector.close()
