@@ -9,4 +9,8 @@ def paged_decode_attention(
     q: Tensor, kv_layer: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float
 ) -> Tensor:
     """Return [S, Hq, D] for q [S, Hq, D] over kv_layer [blocks, 2, Hkv, bs, D]; tables, lengths int32."""
+    if q.is_cuda:
+        from . import triton_paged_decode  # importing Triton costs 0.5 s: only where it runs
+
+        return triton_paged_decode.paged_decode_attention(q, kv_layer, block_tables, context_lens, scale)
     return reference.paged_decode_attention(q, kv_layer, block_tables, context_lens, scale)
