@@ -45,8 +45,10 @@ class DecodeLink:
             try:
                 await self._stream()
                 log.info("decode_stream_ended", worker=self._state.address)
-            except (grpc.aio.AioRpcError, ValueError) as error:  # ValueError: columns of different length
-                log.info("decode_stream_broken", worker=self._state.address, error=str(error))
+            except grpc.aio.AioRpcError as error:
+                log.info("decode_stream_broken", worker=self._state.address, code=error.code().name)
+            except ValueError as error:
+                log.error("decode_frame_malformed", worker=self._state.address, error=str(error))
             await asyncio.sleep(RETRY_S)
 
     def open(self, buffer: TokenBuffer, attach: pb.Attach) -> int:

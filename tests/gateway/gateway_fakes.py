@@ -11,10 +11,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from forebay.rpc.admin import SERVICE_NAME, AdminServicer, new_epoch
 from forebay.rpc.server import Server, Service
 from forebay.types import FinishReason
-from forebay.v1 import admin_pb2, admin_pb2_grpc, common_pb2, decode_pb2, decode_pb2_grpc
-from forebay.v1 import prefill_pb2, prefill_pb2_grpc
+from forebay.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    common_pb2,
+    decode_pb2,
+    decode_pb2_grpc,
+    prefill_pb2,
+    prefill_pb2_grpc,
+)
 
-CORPUS = ["The quick brown fox jumps over the lazy dog. " * 4, "def f(x):\n    return x + 1\n" * 4, "héllo wörld 你好 🎉"]
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. " * 4,
+    "def f(x):\n    return x + 1\n" * 4,
+    "héllo wörld 你好 🎉",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = """{% for m in messages %}
 {% if m.role == 'tool' %}{{ raise_exception('tools are not for this model') }}{% endif %}
@@ -102,7 +113,9 @@ class FakePrefill(FakeWorker, prefill_pb2_grpc.PrefillServiceServicer):
         super().__init__(info)
         self.mode = "ok"
         self.release = asyncio.Event()
-        self.first_tokens: Callable[[prefill_pb2.PrefillRequest], list[int]] = lambda r: [10] * (r.sampling.n or 1)
+        self.first_tokens: Callable[[prefill_pb2.PrefillRequest], list[int]] = lambda r: (
+            [10] * (r.sampling.n or 1)
+        )
         self.requests: list[prefill_pb2.PrefillRequest] = []
         self.deadlines: list[float | None] = []
         self.num_live = 0
@@ -212,7 +225,9 @@ class FakeDecode(FakeWorker, decode_pb2_grpc.DecodeServiceServicer):
     async def _run(self, number: int, slot: FakeSlot, start: decode_pb2.Start, frames: asyncio.Queue) -> None:
         attach = slot.attach
         num_choices = attach.sampling.n or 1
-        started = decode_pb2.Started(queue_ms=0.1, pull_ms=0.1, num_local_cached_tokens=5, num_pulled_tokens=6)
+        started = decode_pb2.Started(
+            queue_ms=0.1, pull_ms=0.1, num_local_cached_tokens=5, num_pulled_tokens=6
+        )
         frames.put_nowait(decode_pb2.StepFrame(spills=[decode_pb2.Spill(slot=number, started=started)]))
         outputs = {c: list(self.script(attach, c)) for c in range(num_choices)}
         if not start.first_token_ids:
@@ -240,7 +255,9 @@ class FakeDecode(FakeWorker, decode_pb2_grpc.DecodeServiceServicer):
             if slot.attach.sampling.HasField("logprobs"):
                 frame.spills.extend(
                     decode_pb2.Spill(
-                        slot=number, choice=choice, logprobs=common_pb2.TokenLogprobs(token_id=i, logprob=-2.0)
+                        slot=number,
+                        choice=choice,
+                        logprobs=common_pb2.TokenLogprobs(token_id=i, logprob=-2.0),
                     )
                     for i in taken
                 )

@@ -11,7 +11,9 @@ TOKENIZER = tiny_tokenizer()
 
 
 def request(prompt="The quick brown fox " * 8, stop=(), sampling=None, **fields):
-    message = inference_pb2.GenerateRequest(stop=stop, sampling=common_pb2.SamplingParams(**(sampling or {})), **fields)
+    message = inference_pb2.GenerateRequest(
+        stop=stop, sampling=common_pb2.SamplingParams(**(sampling or {})), **fields
+    )
     if isinstance(prompt, str):
         message.text = prompt
     else:
@@ -46,7 +48,10 @@ async def test_receipt_adds_up(rig):
     assert receipt.placement.reason and receipt.seed == 7 and receipt.placement.num_novel_tokens > 0
     assert (receipt.num_draft_tokens, receipt.num_accepted_tokens) == (5, 2)
     assert usage.cached_tokens == receipt.actual_cached_tokens == 7
-    assert usage.prompt_tokens == len(TOKENIZER.encode("The quick brown fox " * 8).ids) and usage.completion_tokens == 4
+    assert (
+        usage.prompt_tokens == len(TOKENIZER.encode("The quick brown fox " * 8).ids)
+        and usage.completion_tokens == 4
+    )
     assert 0 < receipt.ttft_ms <= receipt.total_ms
     assert [s.name for s in receipt.stages][0] == "tokenize"
 
@@ -79,7 +84,9 @@ async def test_choices(rig):
     rig.prefill.first_tokens = lambda r: [20, 21, 22]
     rig.decode.script = lambda attach, choice: [30 + choice] * (choice + 1)
     choices, messages = await collect(rig.stub.Generate(request(sampling={"n": 3})))
-    assert {c: ids for c, (ids, _, _) in choices.items()} == {c: [20 + c] + [30 + c] * (c + 1) for c in range(3)}
+    assert {c: ids for c, (ids, _, _) in choices.items()} == {
+        c: [20 + c] + [30 + c] * (c + 1) for c in range(3)
+    }
     assert messages[-1].usage.completion_tokens == 9
 
 
@@ -120,7 +127,9 @@ async def test_stop_string_ends_one_choice_only(rig):
     rig.decode.delay_s = 0.001
     choices, _ = await collect(rig.stub.Generate(request(stop=["over"], sampling={"n": 2})))
     assert choices[0][1] == "jumps " and choices[1][0] == [11] + [12] * 30
-    cancels = [c.cancel.choice for c in rig.decode.commands if c.HasField("cancel") and c.cancel.HasField("choice")]
+    cancels = [
+        c.cancel.choice for c in rig.decode.commands if c.HasField("cancel") and c.cancel.HasField("choice")
+    ]
     assert cancels == [0]
 
 
