@@ -55,7 +55,8 @@ class RowState:
         """Record one generated token."""
         self.num_output += 1
         if self.has_penalties:
-            self._columns[1, self._column(token_id)] += 1
+            column = self._column(token_id)  # may replace the columns
+            self._columns[1, column] += 1
 
     def _column(self, token_id: int) -> int:
         column = self._column_of.setdefault(token_id, len(self._column_of))

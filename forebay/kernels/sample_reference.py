@@ -76,8 +76,9 @@ def _philox(seeds: Tensor, positions: Tensor, counters: Tensor) -> tuple[Tensor,
 
     Products wrap modulo 2^64. Odd words only meet xor, so their high halves are dropped once, at the end.
     """
-    c0, c1 = counters, positions
-    c2 = c3 = torch.zeros_like(counters)
+    shape = torch.broadcast_shapes(seeds.shape, positions.shape, counters.shape)
+    c0, c1 = counters.expand(shape), positions
+    c2 = c3 = torch.zeros_like(c0)
     k0, k1 = seeds, seeds >> 32
     for _ in range(10):
         product0, product2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
@@ -110,7 +111,7 @@ def gumbel_argmax(scaled: Tensor, threshold: Tensor, seeds: Tensor, positions: T
 def _contenders(scaled: Tensor, seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows, ids) within float32 error of the row's best; one Philox block serves four ids."""
     num_rows, num_entries = scaled.shape
-    counters = torch.arange(-(-num_entries // 4), device=scaled.device).expand(num_rows, -1)
+    counters = torch.arange(-(-num_entries // 4), device=scaled.device)
     words = torch.stack(_philox(seeds[:, None], positions[:, None], counters), dim=-1)
     uniform = _uniform(words.view(num_rows, -1)[:, :num_entries]).clamp_min_(_MIN_UNIFORM)
     values = scaled - uniform.log_().neg_().log_()

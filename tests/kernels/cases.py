@@ -1,7 +1,7 @@
 """One table of kernels with inputs, an oracle and a tolerance: it drives the parity tests and the benchmark.
 
-A case runs an implementation as `run(function, inputs)` and gets back every tensor the kernel writes, so kernels that
-return and kernels that write in place look the same.
+A case runs an implementation as `run(function, inputs)` and gets back every tensor the kernel writes, so
+kernels that return and kernels that write in place look the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from prefill_service.kernels import reference as prefill_reference
 Inputs = tuple
 Run = Callable[[Callable, Inputs], tuple[Tensor, ...]]
 
-# Relative RMS error against float64 on the same inputs: one rounding of the output, or of bf16 weights before it.
+# Relative RMS error against float64 on the same inputs: roundings of the output, and of bf16 attention weights.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 
 
@@ -130,7 +130,7 @@ class PagedShape:
         return f"S{len(self.query_lens)}-{runs}-{heads}"
 
     def tables(self, device: torch.device) -> tuple[Tensor, int]:
-        """Shuffled block tables, and how many blocks the pool needs (twice the used ones, and the null block)."""
+        """Shuffled block tables, and the pool's number of blocks (twice the used ones, and the null block)."""
         needed = [-(-length // self.block_size) for length in self.context_lens]
         num_blocks = 2 * sum(needed) + 1
         ids = torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(5)) + 1
@@ -347,7 +347,7 @@ FLOATS = [torch.float32, torch.bfloat16]
 
 
 def parity_cases() -> list[Case]:
-    """Small odd shapes: lengths around block, tile and split borders, every group size, NaN outside the contexts."""
+    """Small odd shapes: lengths around block, tile and split borders, every group size."""
     decode = [
         PagedShape((1, 1, 1), (1, 17, 63), 1, 1, 64, 16),
         PagedShape((1, 1), (123, 16), 3, 3, 64, 16),
@@ -373,7 +373,7 @@ def parity_cases() -> list[Case]:
 
 
 def benchmark_cases(device: torch.device) -> list[Case]:
-    """Serving shapes: SmolLM2-135M on a CPU, Llama-3.1-8B on a GPU; one layer, except for pack (all layers)."""
+    """Serving shapes: SmolLM2-135M on a CPU, Llama-3.1-8B on a GPU; one layer, for pack all of them."""
     if device.type == "cpu":
         kv, hidden, ffn, layers, context = (3, 3, 64, 16), 576, 1536, 30, 512
         batches, tokens = (1, 8, 32), (1, 8, 512)

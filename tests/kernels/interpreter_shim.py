@@ -1,4 +1,4 @@
-"""Make Triton's interpreter compute bf16 as bf16: upstream holds it as raw uint16, on which arithmetic is garbage."""
+"""Make Triton's interpreter compute bf16 as bf16: upstream holds raw uint16, on which arithmetic is garbage."""
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +19,7 @@ def _np_dtype(dtype):
 
 
 def _cast(builder, source, target):
-    """numpy casts between ml_dtypes.bfloat16 and its own types round to nearest even, as the hardware does."""
+    """Numpy rounds casts to ml_dtypes.bfloat16 to nearest even, as the hardware does."""
     if _is_bf16(source.dtype) or _is_bf16(target):
         return interpreter.TensorHandle(source.data.astype(_np_dtype(target)), target.scalar)
     return _upstream_cast(builder, source, target)

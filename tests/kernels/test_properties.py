@@ -61,7 +61,7 @@ def test_norm_of_one_row_equals_norm_in_a_batch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("attention_type", [PrefillAttention, DecodeAttention, DraftAttention])
 def test_attention_objects_write_then_attend(attention_type: type) -> None:
-    """Two chunks of one prompt give what the whole prompt gives, and each layer is announced once it is written."""
+    """Two chunks of a prompt give what the whole gives, and each layer is announced once it is written."""
     torch.manual_seed(0)
     num_tokens, num_heads, num_kv_heads, head_dim, block_size = 40, 4, 2, 64, 16
     angles = torch.rand(64, head_dim // 2)
