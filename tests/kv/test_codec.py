@@ -17,16 +17,21 @@ from forebay.kv.payload import stamp_generation
 FINGERPRINT = hashlib.sha256(b"model").digest()
 
 
-def make(dtype: str) -> tuple[BlockLayout, Tensor, BlockCodec, list[BlockKey]]:
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
+
+
+def make(dtype: str, device: str = "cpu") -> tuple[BlockLayout, Tensor, BlockCodec, list[BlockKey]]:
     layout = BlockLayout(2, 16, 3, 8, dtype)
-    kv = torch.randn((2, 40, 2, 3, 16, 8)).to(getattr(torch, dtype))
+    kv = torch.randn((2, 40, 2, 3, 16, 8)).to(device, getattr(torch, dtype))
     return layout, kv, BlockCodec(kv, layout, FINGERPRINT), block_keys(b"r" * 32, range(16 * 16), 16)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("places", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 2, 4, 7, 8], [5], [0, 1, 9, 10, 3]])
-def test_blocks_survive_any_placement(dtype: str, places: list[int]) -> None:
-    _, kv, codec, keys = make(dtype)
+def test_blocks_survive_any_placement(device: str, dtype: str, places: list[int]) -> None:
+    _, kv, codec, keys = make(dtype, device)
     stride = -(-codec.slot_bytes // 4096) * 4096
     memory = memoryview(bytearray(11 * stride))
     slots = [Slot(place * stride, place + 7) for place in places]
