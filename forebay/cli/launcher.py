@@ -79,6 +79,7 @@ class Launcher:
         self.redis: RedisServer | None = None
         self._log_dir, self._env = log_dir, dict(env or {})
         self._on_line, self._on_stage = on_line, on_stage
+        self.is_stopping = False
         self._started = 0.0
 
     def __enter__(self) -> Self:

