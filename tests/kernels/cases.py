@@ -25,7 +25,7 @@ from prefill_service.kernels import reference as prefill_reference
 Inputs = tuple
 Run = Callable[[Callable, Inputs], tuple[Tensor, ...]]
 
-# Relative RMS error against float64 on the same inputs: roundings of the output, and of bf16 attention weights.
+# Relative RMS error against float64 on the same inputs: roundings of the output and of bf16 softmax weights.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 
 
@@ -125,12 +125,14 @@ class PagedShape:
     block_size: int
 
     def __str__(self) -> str:
-        runs = "_".join(f"{q}of{c}" for q, c in zip(self.query_lens[:4], self.context_lens[:4], strict=True))
+        runs = "_".join(
+            dict.fromkeys(f"{q}of{c}" for q, c in zip(self.query_lens, self.context_lens, strict=True))
+        )
         heads = f"Hkv{self.num_kv_heads}-G{self.group}-D{self.head_dim}-bs{self.block_size}"
         return f"S{len(self.query_lens)}-{runs}-{heads}"
 
     def tables(self, device: torch.device) -> tuple[Tensor, int]:
-        """Shuffled block tables, and the pool's number of blocks (twice the used ones, and the null block)."""
+        """Shuffled block tables, and the pool's number of blocks: twice the used ones, and block 0."""
         needed = [-(-length // self.block_size) for length in self.context_lens]
         num_blocks = 2 * sum(needed) + 1
         ids = torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(5)) + 1

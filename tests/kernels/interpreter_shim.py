@@ -1,4 +1,4 @@
-"""Make Triton's interpreter compute bf16 as bf16: upstream holds raw uint16, on which arithmetic is garbage."""
+"""Make Triton's interpreter compute bf16: upstream holds it as raw uint16, on which arithmetic is garbage."""
 
 import ml_dtypes
 import numpy as np
