@@ -1,0 +1,37 @@
+"""Decode's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from forebay.config import option
+from forebay.errors import ConfigError
+from forebay.worker import WorkerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig(WorkerConfig):
+    """KV blocks to tokens: continuous batching, speculation, preemption."""
+
+    max_batch_size: int = option(128, help="sequences that run at once")
+    max_batch_tokens: int = option(512, help="query tokens of one step; bounds the recomputing of missing KV")
+    max_pending_tokens: int = option(65536, help="unsent tokens at which a gateway's stream is given up")
+    push_generated: bool = option(True, help="push full blocks computed here to the store")
+    push_batch_blocks: int = option(4, help="full blocks of a sequence that are pushed together")
+    speculate: Literal["off", "ngram", "model"] = option("off", help="where draft tokens come from")
+    draft_address: str = option("", help="draft service; with 'ngram' none is needed: lookup in process")
+    num_draft_tokens: int = option(4, help="draft tokens per sequence and step at most")
+    speculate_max_batch: int = option(8, help="running sequences above which nothing is drafted")
+    draft_timeout_ms: float = option(5.0, help="how long a step waits for drafts at most")
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1 or self.max_batch_tokens < 2 * self.max_batch_size:
+            raise ConfigError(
+                f"max_batch_tokens: at least twice max_batch_size ({self.max_batch_size}) is needed, "
+                f"got {self.max_batch_tokens}"
+            )
+        if self.speculate == "model" and not self.draft_address:
+            raise ConfigError("draft_address: needed with speculate=model")
+        if not 0 < self.num_draft_tokens <= 16:
+            raise ConfigError(f"num_draft_tokens: between 1 and 16, got {self.num_draft_tokens}")
