@@ -71,23 +71,31 @@ class Delivery:
             if isinstance(event, ForebayError):
                 raise event
             yield event
+        await asyncio.shield(self._task)
 
     async def finished(self) -> None:
         """Wait until the blocks are given back."""
-        await asyncio.shield(self._task)
+        await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        while not self._is_cancelled and not self._is_delivered:
-            await self._wake.wait()
-            self._wake.clear()
-            await self._pull_blocks()
-            await self._push_blocks()
+        try:
+            while not self._is_cancelled and not self._is_delivered:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._pull_blocks()
+                await self._push_blocks()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         self._is_ended = True
-        self._engine_loop.post(self._engine.release, self.sequence)
-        self._events.put_nowait(None)
-        if self._handoff_ttl_s and not self._is_cancelled:
+        if not self._is_delivered:
+            self._engine_loop.post(self._engine.cancel, self.sequence)
+        elif self._handoff_ttl_s:
             loop, sequence = asyncio.get_running_loop(), self.sequence
             loop.call_later(self._handoff_ttl_s, self._engine_loop.post, self._engine.withdraw, sequence)
+        self._engine_loop.post(self._engine.release, self.sequence)
+        self._events.put_nowait(None)
 
     @property
     def _is_delivered(self) -> bool:
