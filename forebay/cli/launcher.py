@@ -27,8 +27,8 @@ from forebay.redis_server import RedisServer
 from forebay.rpc.channel import CLIENT_ARGS
 from forebay.v1 import inference_pb2, inference_pb2_grpc
 
-# Roles that end together, in the order of the drain.
-DRAIN_ORDER = (("gateway",), ("decode", "aggregated"), ("prefill",), ("draft",), ("kv_store",))
+# Roles that end together, in the order of the drain: once the gateway's streams have ended, no worker has any.
+DRAIN_ORDER = (("gateway",), ("decode", "aggregated", "prefill", "draft"), ("kv_store",))
 POLL_S = 0.03
 KILL_AFTER_S = 20.0
 NUM_KEPT_LINES = 40
@@ -167,7 +167,7 @@ class Launcher:
     def stop(self) -> None:
         """Drain in reverse order, then end Redis; what does not end in time is killed. Idempotent."""
         for roles in DRAIN_ORDER:
-            group = [p for p in self.processes if p.child.role in roles]
+            group = [p for role in roles for p in self.processes if p.child.role == role]
             self.signal(signal.SIGTERM, group)
             for process in group:
                 self._reap(process)

@@ -110,7 +110,12 @@ def _child(options: LaunchOptions, role: str, index: int, address: str, flags: F
 
 
 def _draft_flags(options: LaunchOptions) -> Flags:
-    return {"mode": options.speculate, "model": options.draft_model, "dtype": options.dtype}
+    return {
+        "method": options.speculate,
+        "model": options.draft_model,
+        "dtype": options.dtype,
+        "device": options.device,
+    }
 
 
 def _model_flags(options: LaunchOptions, redis_url: str, stores: list[str]) -> Flags:
