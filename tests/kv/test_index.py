@@ -29,7 +29,7 @@ def keys_of(num: int, branch: int = 0) -> list[bytes]:
 async def index(redis_url: str) -> AsyncIterator[PrefixIndex]:
     async with redis.from_url(redis_url) as client:
         await client.flushall()
-    index = PrefixIndex(redis_url, budget_s=BUDGET_S, node_ttl_s=0.5)
+    index = PrefixIndex(redis_url, budget_s=BUDGET_S, node_ttl_s=60.0)
     assert await index.wait_ready()
     yield index
     await index.close()
@@ -54,7 +54,8 @@ async def test_unregister_from_the_leaf(index: PrefixIndex) -> None:
     assert await index.match(root, keys) == [("a:1", 4)]
 
 
-async def test_a_dead_node_is_ignored(index: PrefixIndex) -> None:
+async def test_a_dead_node_is_ignored(index: PrefixIndex, redis_url: str) -> None:
+    index = PrefixIndex(redis_url, budget_s=BUDGET_S, node_ttl_s=0.5)
     root, keys = root_of("dead"), keys_of(4)
     await index.announce(root, "a:1", 1)
     await index.register(root, "a:1", 1, keys)
@@ -62,6 +63,7 @@ async def test_a_dead_node_is_ignored(index: PrefixIndex) -> None:
     assert await index.match(root, keys) == []
     assert await index.announce(root, "a:1", 1) is True
     assert await index.match(root, keys) == [("a:1", 4)]
+    await index.close()
 
 
 async def test_entries_of_an_old_epoch_are_ignored(index: PrefixIndex) -> None:
