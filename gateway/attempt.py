@@ -41,7 +41,8 @@ class Attempt:
     ) -> None:
         self.buffer = TokenBuffer(request.params.n, max_buffered_tokens, self.close)
         self._request, self._route, self._link, self._prefill = request, route, link, prefill
-        self._num_store_blocks = self._num_ready = num_store_blocks
+        self._num_store_blocks = self.num_ready = num_store_blocks
+        self._shares_pool = prefill is not None and prefill.address == route.decode.address
         self._slot = 0
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -82,12 +83,17 @@ class Attempt:
             self._link.send(decode_pb2.MuxRequest(slot=self._slot, **command))  # type: ignore[arg-type]
 
     def _start(self, first_token_ids: Sequence[int]) -> None:
-        self._send(start=decode_pb2.Start(first_token_ids=first_token_ids, num_blocks=self._num_ready))
+        self._send(start=decode_pb2.Start(first_token_ids=first_token_ids, num_blocks=self.num_ready))
+
+    def _ready(self, num_blocks: int) -> None:
+        """Decode may pull; an aggregated worker has the blocks already."""
+        self.num_ready = max(self.num_ready, num_blocks)
+        if self.num_ready and not self._shares_pool:
+            self._send(ready=decode_pb2.Ready(num_blocks=self.num_ready))
 
     async def _compute(self, worker: PrefillWorker, timeout_s: float | None) -> None:
         """Follow the prefill stream to its end; whatever goes wrong there, decode computes the prompt."""
-        if self._num_store_blocks and self._route.placement.prefill != self._route.placement.decode:
-            self._send(ready=decode_pb2.Ready(num_blocks=self._num_store_blocks))
+        self._ready(self._num_store_blocks)
         first, failure = None, "the stream ended early"
         try:
             first = await self._follow(worker, timeout_s)
@@ -120,8 +126,7 @@ class Attempt:
                 if event.HasField("first_token"):
                     first: prefill_pb2.FirstToken = event.first_token
                     return first
-                self._num_ready = max(self._num_ready, event.blocks_ready.num_blocks)
-                self._send(ready=decode_pb2.Ready(num_blocks=self._num_ready))
+                self._ready(event.blocks_ready.num_blocks)
         finally:
             call.cancel()
         return None
@@ -133,7 +138,7 @@ class Attempt:
         if state is not None:
             state.num_queued_tokens = first.num_queued_tokens
             state.prefill_tokens_per_s = first.prefill_tokens_per_s or state.prefill_tokens_per_s
-        self._num_ready = max(self._num_ready, first.num_blocks_ready)
+        self.num_ready = max(self.num_ready, first.num_blocks_ready)
         ended = self._publish_first(first)
         if len(ended) < len(first.token_ids):
             self._start(first.token_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forebay.errors import FailedPrecondition, Unavailable
+from forebay.errors import FailedPrecondition, ForebayError, Unavailable
 from forebay.kv.hashing import block_keys
 from forebay.kv.index import PrefixIndex
 from forebay.v1.admin_pb2 import GetLoadResponse
@@ -13,7 +13,7 @@ from .generation import Generation
 from .metrics import LIVE
 from .models import Models
 from .request import Request
-from .router import Demand, Route, Router
+from .router import Demand, Route, RoutedKeys, Router
 from .workers import DECODE, PREFILL, Workers
 
 
@@ -26,6 +26,7 @@ class Engine:
         self.models, self.workers = models, workers
         self._config, self._index = config, index
         self._router = Router(config.local_prefill_max_tokens)
+        self._stored = RoutedKeys()
         self._journal: dict[str, Generation] = {}
 
     def open(self, request: Request) -> Generation:
@@ -40,9 +41,18 @@ class Engine:
 
     async def place(self, generation: Generation, timeout_s: float | None) -> None:
         """Look up the prompt's blocks, choose workers, begin there."""
+        try:
+            await self._place(generation, timeout_s)
+        except ForebayError as error:
+            generation.outcome = error.reason
+            raise
+
+    async def _place(self, generation: Generation, timeout_s: float | None) -> None:
         request = generation.request
         info, timeline = request.model.info, request.timeline
-        keys = [key.key for key in block_keys(request.model.root, request.token_ids, info.block_size)]
+        keys = generation.keys = [
+            key.key for key in block_keys(request.model.root, request.token_ids, info.block_size)
+        ]
         num_store_blocks = await self._match(request.model.root, keys)
         timeline.mark("indexed")
         demand = Demand(
@@ -76,11 +86,15 @@ class Engine:
             raise FailedPrecondition(f"the gateway is not idle: {what}")
 
     async def _match(self, root: bytes, keys: list[bytes]) -> int:
-        """Leading blocks that some store should hold; the index keeps its own budget and never raises."""
-        if self._index is None or not keys:
-            return 0
-        matches = await self._index.match(root, keys)
-        return min(matches[0][1], len(keys)) if matches else 0
+        """Leading blocks that some store should hold; the index keeps its own budget and never raises.
+
+        Without a living index it is what prefill workers told this gateway. All of it is a hint.
+        """
+        if self._index is not None:
+            matches = await self._index.match(root, keys)
+            if matches or self._index.is_healthy:
+                return min(matches[0][1], len(keys)) if matches else 0
+        return self._stored.match(keys)
 
     def _route(self, demand: Demand, request: Request) -> Route:
         fingerprint = request.model.info.fingerprint
@@ -97,5 +111,17 @@ class Engine:
         return Attempt(request, route, link, prefill, num_store_blocks, self._config.max_buffered_tokens)
 
     def _forget(self, generation: Generation) -> None:
+        """Drop the journal entry, and keep what it taught about caches."""
+        self._stored.add(generation.keys[: generation.num_blocks_ready])
+        self._remember_outputs(generation)
         del self._journal[generation.request.request_id]
         LIVE.set(len(self._journal))
+
+    def _remember_outputs(self, generation: Generation) -> None:
+        """The decode worker keeps full blocks of the output, too; the last token's KV was never computed."""
+        request, route = generation.request, generation.route
+        for choice in generation.choices:
+            if route is not None and len(choice.output_ids) > 1:
+                token_ids = request.token_ids + choice.output_ids[:-1]
+                keys = block_keys(request.model.root, token_ids, request.model.info.block_size)
+                route.decode.routed.add([key.key for key in keys])

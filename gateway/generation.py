@@ -48,14 +48,15 @@ class Generation:
         self.outcome = "CANCELLED"
         self._on_close = on_close
         self._attempt: Attempt | None = None
-        self._route: Route | None = None
+        self.route: Route | None = None
+        self.keys: list[bytes] = []
         self._num_open = request.params.n
         self._num_draft = self._num_accepted = 0
         self._is_closed = False
 
     def start(self, attempt: Attempt, route: Route, timeout_s: float | None) -> None:
         """Begin at the chosen workers."""
-        self._attempt, self._route = attempt, route
+        self._attempt, self.route = attempt, route
         attempt.start(timeout_s)
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -73,6 +74,11 @@ class Generation:
             raise
         finally:
             self.close()
+
+    @property
+    def num_blocks_ready(self) -> int:
+        """Leading prompt blocks that the store held when last heard."""
+        return self._attempt.num_ready if self._attempt is not None else 0
 
     @property
     def num_output_tokens(self) -> int:
@@ -118,7 +124,7 @@ class Generation:
             if chunk.finished is None:
                 attempt.cancel_choice(chunk.choice)
             return
-        assert self._route is not None
+        assert self.route is not None
         request, timeline = self.request, self.request.timeline
         timeline.ended = time.perf_counter()
         piece.usage = make_usage(len(request.token_ids), self.num_output_tokens, timeline)
@@ -126,7 +132,7 @@ class Generation:
             request.request_id,
             request.params.seed,
             timeline,
-            self._route,
+            self.route,
             self._num_draft,
             self._num_accepted,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from forebay.errors import ForebayError, InvalidArgument, ModelNotFound, suggest
+from forebay.errors import ForebayError, InvalidArgument, ModelNotFound, Unavailable, suggest
 from forebay.kv.hashing import prefix_root
 from forebay.v1.common_pb2 import ModelInfo
 
@@ -57,14 +57,16 @@ class Models:
     def find(self, name: str | None, is_served: Callable[[bytes], bool]) -> ServedModel:
         """The model of that name, or the only one where `name` is None; a living one if there are several."""
         names = self.names()
-        if name is None and len(names) == 1:
+        if not names:
+            raise Unavailable("no worker has come up yet", reason="NO_WORKER")
+        if name is None:
+            if len(names) > 1:
+                raise InvalidArgument(f"several models are served, name one of {names}", field="model")
             name = names[0]
-        if name is None and names:
-            raise InvalidArgument(f"several models are served, name one of {names}", field="model")
         found = [model for model in self._models.values() if model.name == name]
         if not found:
-            known = f"; served: {', '.join(names)}" if names else "; no worker has come up yet"
-            raise ModelNotFound(f"model {name or ''!r} is not served{known}{suggest(name or '', names)}")
+            served = f"; served: {', '.join(names)}"
+            raise ModelNotFound(f"model {name!r} is not served{served}{suggest(name, names)}")
         return next((model for model in found if is_served(model.info.fingerprint)), found[0])
 
     def names(self) -> list[str]:

@@ -3,6 +3,7 @@
 import grpc
 import pytest
 from gateway_fakes import BLOCK_SIZE, EOS, tiny_tokenizer
+from prometheus_client import REGISTRY
 
 from forebay.types import FinishReason
 from forebay.v1 import common_pb2, inference_pb2
@@ -196,3 +197,43 @@ async def test_models(rig, info):
     assert (await rig.stub.GetModel(inference_pb2.GetModelRequest(model="tiny"))).model == info
     with pytest.raises(grpc.aio.AioRpcError, match="did you mean 'tiny'"):
         await rig.stub.GetModel(inference_pb2.GetModelRequest(model="tinny"))
+
+
+async def test_without_index_the_gateway_remembers_what_the_store_got(rig):
+    prompt = [50] * (3 * BLOCK_SIZE + 1)
+    await collect(rig.stub.Generate(request(prompt)))
+    assert rig.prefill.requests[0].num_store_blocks == 0
+    _, messages = await collect(rig.stub.Generate(request(prompt)))
+    assert rig.prefill.requests[1].num_store_blocks == 3
+    assert messages[-1].receipt.predicted_cached_tokens == 3 * BLOCK_SIZE
+
+
+async def test_outputs_count_as_cached_at_decode(make_rig):
+    """The next turn of a conversation has the first one's output in its prompt."""
+    rig = await make_rig(local_prefill_max_tokens=-1)
+    rig.decode.script = lambda attach, choice: list(range(100, 100 + 3 * BLOCK_SIZE))
+    prompt = [50] * BLOCK_SIZE * 2
+    choices, _ = await collect(rig.stub.Generate(request(prompt)))
+    assert len(rig.prefill.requests) == 1
+    _, messages = await collect(rig.stub.Generate(request(prompt + choices[0][0])))
+    assert len(rig.prefill.requests) == 1
+    assert messages[-1].receipt.predicted_cached_tokens == 5 * BLOCK_SIZE
+
+
+async def test_metrics(rig):
+    def value(name, **labels):
+        labels |= {"gen_ai_operation_name": "text_completion", "gen_ai_request_model": "tiny"}
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    names = {
+        "forebay_gateway_output_tokens_total": 4,
+        "forebay_gateway_cached_tokens_total": 7,
+        "gen_ai_server_time_to_first_token_seconds_count": 1,
+        "gen_ai_server_request_duration_seconds_count": 1,
+        "gen_ai_server_time_per_output_token_seconds_count": 1,
+    }
+    before = {name: value(name) for name in names}
+    num_ok = value("forebay_gateway_requests_total", outcome="OK")
+    await collect(rig.stub.Generate(request()))
+    assert {name: value(name) - before[name] for name in names} == names
+    assert value("forebay_gateway_requests_total", outcome="OK") == num_ok + 1

@@ -92,4 +92,10 @@ async def test_unreadable_model_folder(make_rig, folder):
     worker = await FakeDecode(broken).start()
     rig = await make_rig(decode=(worker.address,), prefill=(), startup_wait_s=0.3)
     assert await num_models(rig) == 0
+    for name in ("broken", None):
+        try:
+            [m async for m in rig.stub.Generate(inference_pb2.GenerateRequest(text="hi", model=name))]
+            raise AssertionError("nothing is served")
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE, "a client may try again"
     await worker.stop()
