@@ -21,7 +21,7 @@ class PrefillConfig(WorkerConfig):
         1024, help="prompts in care, waiting ones included, before new ones are refused"
     )
     handoff_ttl_s: float = option(
-        30.0, help="how long a finished prompt waits for a decode engine on its pool"
+        1.0, help="beside a decode engine: how long a finished prompt whose stream has ended waits for it"
     )
 
     def __post_init__(self) -> None:

@@ -91,7 +91,7 @@ class Delivery:
         self._is_ended = True
         if not self._is_delivered:
             self._engine_loop.post(self._engine.cancel, self.sequence)
-        elif self._handoff_ttl_s:
+        if self._handoff_ttl_s:  # what decode has not taken by then, it never will
             loop, sequence = asyncio.get_running_loop(), self.sequence
             loop.call_later(self._handoff_ttl_s, self._engine_loop.post, self._engine.withdraw, sequence)
         self._engine_loop.post(self._engine.release, self.sequence)

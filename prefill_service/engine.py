@@ -56,9 +56,8 @@ class Engine:
         self.scheduler.finish_pull(sequence, num_blocks)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Compute no more of it and withdraw it from the decode engine; `release` must follow."""
+        """Compute no more of it; `release` must follow."""
         self.scheduler.remove(sequence)
-        self.withdraw(sequence)
 
     def withdraw(self, sequence: Sequence) -> None:
         """Take the local handoff back unless decode took it."""

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from forebay.errors import AlreadyExists, FailedPrecondition, ForebayError, InvalidArgument, Unavailable
+from forebay.errors import AlreadyExists, FailedPrecondition, ForebayError, Unavailable
 from forebay.kv.hashing import block_keys, prefix_root
+from forebay.limits import check_request_id, check_sampling, check_token_ids
 from forebay.types import SamplingParams
 from forebay.v1 import prefill_pb2 as pb
 from forebay.v1 import prefill_pb2_grpc
@@ -18,7 +19,6 @@ from .delivery import Delivery
 from .engine import Engine
 from .sequence import Event, FirstTokens, Sequence
 
-MAX_CHOICES = 16
 OpenDelivery = Callable[[Sequence, Callable[[Sequence], None]], Delivery]
 
 
@@ -80,19 +80,14 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         )
 
     def _check(self, request: pb.PrefillRequest, params: SamplingParams) -> None:
-        info, num_tokens = self._info, len(request.token_ids)
+        info = self._info
         if request.fingerprint != info.fingerprint:
             raise FailedPrecondition(
                 "fingerprint: this worker serves another model", reason="FINGERPRINT_MISMATCH"
             )
-        if not 0 < num_tokens <= info.max_context:
-            raise InvalidArgument(
-                "number of tokens is out of range", field="token_ids", limit=info.max_context, got=num_tokens
-            )
-        if (largest := max(request.token_ids)) >= info.vocab_size:
-            raise InvalidArgument("unknown token", field="token_ids", limit=info.vocab_size - 1, got=largest)
-        if not 0 < params.n <= MAX_CHOICES:
-            raise InvalidArgument("out of range", field="sampling.n", limit=MAX_CHOICES, got=params.n)
+        check_request_id(request.request_id)
+        check_token_ids(request.token_ids, info.vocab_size, info.max_context)
+        check_sampling(params, info.vocab_size)
         if any(sequence.request_id == request.request_id for sequence in self._deliveries):
             raise AlreadyExists(f"request {request.request_id!r} is in progress")
         if len(self._deliveries) >= self._max_waiting:

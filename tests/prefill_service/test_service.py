@@ -120,14 +120,15 @@ async def test_many_at_once_equal_one_at_a_time(rig: Any) -> None:
         ({"fingerprint": b"other"}, grpc.StatusCode.FAILED_PRECONDITION, "serves another model"),
         ({"token_ids": []}, grpc.StatusCode.INVALID_ARGUMENT, "token_ids"),
         ({"token_ids": [1, 97]}, grpc.StatusCode.INVALID_ARGUMENT, "token_ids"),
-        ({"token_ids": [1] * 4097}, grpc.StatusCode.INVALID_ARGUMENT, "token_ids"),
+        ({"token_ids": [1] * 4097}, grpc.StatusCode.INVALID_ARGUMENT, "context"),
         ({"sampling": common_pb2.SamplingParams(n=17)}, grpc.StatusCode.INVALID_ARGUMENT, "sampling.n"),
+        ({"request_id": "a b"}, grpc.StatusCode.INVALID_ARGUMENT, "request_id"),
     ],
 )
 async def test_bad_requests_are_refused(rig: Any, changes: dict, code: grpc.StatusCode, reason: str) -> None:
     fields = {"token_ids": [1, 2, 3], **changes}
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await collect(rig, fields.pop("token_ids"), **fields)
+        await collect(rig, fields.pop("token_ids"), fields.pop("request_id", "r"), **fields)
     assert caught.value.code() == code and reason in caught.value.details()
 
 
