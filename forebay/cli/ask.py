@@ -132,6 +132,18 @@ def models(gateway: Gateway = DEFAULT_GATEWAY) -> None:
     Console().print(table)
 
 
+def health(
+    address: Annotated[str, typer.Argument(help="host:port of any service.")] = DEFAULT_GATEWAY,
+    service: Annotated[str, typer.Option(help="Full gRPC service name; default: the process.")] = "",
+) -> None:
+    """Ask a service for its state; the exit code is 0 only for SERVING."""
+    from forebay.cli.client import health_of
+
+    state = health_of(address, service)
+    typer.echo(state)
+    raise typer.Exit(0 if state == "SERVING" else 1)
+
+
 SAMPLING_FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "n", "max_tokens", "min_tokens", "ignore_eos"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs"),

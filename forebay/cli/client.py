@@ -10,6 +10,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from forebay.errors import ForebayError
@@ -74,6 +75,17 @@ class Client:
         if code is grpc.StatusCode.UNAVAILABLE and not reason:
             return f"no gateway answers at {self._address}; `forebay up` starts one"
         return f"{code.name}: {details}" + (f" [{reason}]" if reason else "")
+
+
+def health_of(address: str, service: str, timeout_s: float = 5.0) -> str:
+    """Name of the health state; raises RemoteError if nothing answers."""
+    with grpc.insecure_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            state = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s).status
+        except grpc.RpcError as error:
+            raise RemoteError(f"{address}: {error.code().name}: {error.details()}") from error
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(state))
 
 
 def _reason(error: grpc.RpcError) -> str:

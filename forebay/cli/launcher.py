@@ -27,7 +27,7 @@ from forebay.redis_server import RedisServer
 from forebay.rpc.channel import CLIENT_ARGS
 from forebay.v1 import inference_pb2, inference_pb2_grpc
 
-# Roles that end together, in the order of the drain: once the gateway's streams have ended, no worker has any.
+# Roles that end together, in the order of the drain: when the gateway has ended, no worker has any stream.
 DRAIN_ORDER = (("gateway",), ("decode", "aggregated", "prefill", "draft"), ("kv_store",))
 POLL_S = 0.03
 KILL_AFTER_S = 20.0

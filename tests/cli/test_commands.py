@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import time
 
 import pytest
+from grpc_health.v1 import health_pb2
 
+from forebay.rpc.server import Server
 from forebay.v1 import inference_pb2 as pb
 
 TEXT = "h\N{LATIN SMALL LETTER E WITH ACUTE}llo"
@@ -146,6 +149,20 @@ def test_a_conversation_remembers_until_reset(gateway):
 def test_models(gateway):
     done = forebay("models", address=gateway.address)
     assert done.returncode == 0 and "canned" in done.stdout and "128" in done.stdout
+
+
+async def test_health():
+    server = Server("127.0.0.1:0")
+    await server.start()
+    address = f"127.0.0.1:{server.port}"
+    done = await asyncio.to_thread(forebay, "health", address)
+    assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
+    await server.health.set("", health_pb2.HealthCheckResponse.SERVING)
+    done = await asyncio.to_thread(forebay, "health", address)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    await server.stop(None)
+    done = await asyncio.to_thread(forebay, "health", address)
+    assert done.returncode == 1 and done.stderr.startswith(f"forebay: {address}: UNAVAILABLE")
 
 
 def test_help_is_quick_and_shows_examples():
