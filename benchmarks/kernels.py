@@ -37,7 +37,8 @@ class Limits:
         side = 8192 if DEVICE.type == "cuda" else 1024
         source = torch.zeros(2**30 if DEVICE.type == "cuda" else 2**26, dtype=torch.float32, device=DEVICE)
         target, a = torch.empty_like(source), torch.randn(side, side, dtype=torch.bfloat16, device=DEVICE)
-        copy_s = seconds(lambda: target.copy_(source))
+        # An elementwise kernel: in a graph, copy_ becomes a memcpy node, at 2.7 of 4.2 TB/s on an H200.
+        copy_s = seconds(lambda: torch.neg(source, out=target))
         return cls(2 * source.nbytes / copy_s, 2 * side**3 / seconds(lambda: a @ a))
 
 
