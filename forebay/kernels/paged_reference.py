@@ -36,6 +36,8 @@ class SplitPlan:
         cls, block_tables: Tensor, context_lens: Tensor, num_kv_heads: int, block_size: int
     ) -> "SplitPlan":
         """Plan queries with one block table [T, max_blocks] and one context length [T] each."""
+        if SPLIT_SIZE % block_size:
+            raise ValueError(f"block_size {block_size} does not divide {SPLIT_SIZE}")
         device = block_tables.device
         num_items = (context_lens + SPLIT_SIZE - 1) // SPLIT_SIZE
         queries = torch.arange(len(num_items), device=device).repeat_interleave(num_items)

@@ -104,8 +104,9 @@ def gumbel_argmax(scaled: Tensor, threshold: Tensor, seeds: Tensor, positions: T
         rows, ids = _contenders(scaled.masked_fill(~entries, -torch.inf), seeds, positions)
     values = scaled[rows, ids] + _gumbel(philox_uniform(seeds[rows], positions[rows], ids))
     best = torch.full_like(certain, -torch.inf).scatter_reduce(0, rows, values, "amax")
-    ids = torch.where(values == best[rows], ids, scaled.shape[1])
-    return torch.full_like(top_ids, scaled.shape[1]).scatter_reduce(0, rows, ids, "amin")
+    winners = values == best[rows]
+    # A row of NaN has no entries: it keeps its argmax, so that it cannot index past the vocabulary.
+    return top_ids.scatter_reduce(0, rows[winners], ids[winners], "amin", include_self=False)
 
 
 def _contenders(scaled: Tensor, seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

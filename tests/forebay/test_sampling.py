@@ -239,6 +239,14 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     assert third.top_token_ids == () and third.token_id == int(result.token_ids[2])
 
 
+def test_a_row_of_nan_harms_no_other_row() -> None:
+    logits = _logits(2, 64)
+    expected = _sample(logits[1:], _row(1)).token_ids.item()
+    logits[0] = torch.nan
+    token_ids = _sample(logits, _row(0), _row(1)).token_ids.tolist()
+    assert 0 <= token_ids[0] < 64 and token_ids[1] == expected
+
+
 def test_masked_logits_are_never_drawn() -> None:
     logits = _logits(4, 64)
     logits[:, 1:] = -torch.inf
