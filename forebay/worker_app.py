@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
+from prometheus_client import REGISTRY
 
 from forebay.engine_loop import Engine, EngineLoop
 from forebay.kv.connector import KvConnector
@@ -18,6 +19,7 @@ from forebay.rpc.server import Service, serve
 from forebay.v1 import admin_pb2_grpc
 from forebay.v1.admin_pb2 import GetLoadResponse
 from forebay.worker import Worker, WorkerConfig, build_worker
+from forebay.worker_metrics import LoadCollector
 
 
 class Parts(Protocol):
@@ -70,6 +72,7 @@ class WorkerApp:
         self._epoch, self._failed = new_epoch(), asyncio.Event()
         self._announcing: asyncio.Task[None] | None = None
         self._membership: Membership | None = None
+        self._collector = LoadCollector(role, self.load)
 
     async def build(self) -> Service:
         """Load the model, prove that it runs, connect to the store, start the engines."""
@@ -89,6 +92,7 @@ class WorkerApp:
         for parts in self._parts:
             parts.bind(self._engine_loop, self._connector)
         self._engine_loop.start()
+        REGISTRY.register(self._collector)
         names = [name for parts in self._parts for name in parts.names]
         return Service(self._add, [*names, ADMIN_SERVICE], self._close, failed=self._failed)
 
@@ -138,6 +142,7 @@ class WorkerApp:
             self._announcing.cancel()
             await asyncio.gather(self._announcing, return_exceptions=True)
             await self._membership.close()
+        REGISTRY.unregister(self._collector)
         for parts in self._parts:
             await parts.close()
         await asyncio.to_thread(self._engine_loop.stop)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from forebay.errors import FailedPrecondition
 from forebay.transport.local import LocalHandoff
 
+from .metrics import PrefillStats
 from .runner import Runner
 from .scheduler import Scheduler, num_blocks_to_pull
 from .sequence import Admitted, BlocksComputed, Chunk, Event, Sequence
@@ -31,7 +32,7 @@ class Engine:
         self.scheduler, self.runner, self.pool = scheduler, runner, scheduler.pool
         self.publish: Callable[[list[Event]], None] = lambda events: None
         self.tokens_per_s = 0.0
-        self.num_steps = 0
+        self.stats = PrefillStats()
         self._budget, self._handoff = budget, handoff
         self._sequences: set[Sequence] = set()  # from `add` to `release`
 
@@ -98,6 +99,7 @@ class Engine:
         self._measure(sum(chunk.num_tokens for chunk in chunks), ended - started)
         for first in firsts:
             first.sequence.times.first_token = ended
+            self.stats.add_prompt(first.sequence)
             self._offer(first.sequence)
         return [*firsts, *self._progress(chunks)]
 
@@ -120,6 +122,6 @@ class Engine:
     def _measure(self, num_tokens: int, step_s: float) -> None:
         """Tokens per second, exponentially weighted over busy steps."""
         rate = num_tokens / max(step_s, 1e-9)
-        self.num_steps += 1
+        self.stats.add_step(num_tokens, step_s)
         weight = RATE_WEIGHT if self.tokens_per_s else 1.0
         self.tokens_per_s += weight * (rate - self.tokens_per_s)

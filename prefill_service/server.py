@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 
 import grpc
+from prometheus_client import REGISTRY
 
 from forebay.config import load_or_exit
 from forebay.engine_loop import EngineLoop
@@ -22,6 +23,7 @@ from forebay.worker_app import WorkerApp, serve_worker
 from .config import PrefillConfig
 from .delivery import Delivery
 from .engine import Engine
+from .metrics import PrefillCollector
 from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Event, Sequence
@@ -66,6 +68,8 @@ class PrefillParts:
         self.servicer = PrefillServicer(
             self._worker.info, self.engine, self._open_delivery, self._config.max_requests
         )
+        self._collector = PrefillCollector(self.engine.stats)
+        REGISTRY.register(self._collector)
         self.engine.publish = functools.partial(_publish, event_loop, self.servicer)
 
     def add(self, server: grpc.aio.Server) -> None:
@@ -95,6 +99,7 @@ class PrefillParts:
     async def close(self) -> None:
         """End what is left; before the engine loop stops."""
         await self.servicer.close()
+        REGISTRY.unregister(self._collector)
 
     def _open_delivery(self, sequence: Sequence, on_end: Callable[[Sequence], None]) -> Delivery:
         return Delivery(

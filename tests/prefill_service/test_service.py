@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from prometheus_client import generate_latest
 
 from forebay.kv.hashing import block_keys, prefix_root
 from forebay.types import SamplingParams
@@ -66,6 +67,13 @@ async def until_idle(rig: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+async def forget(rig: Any) -> None:
+    """Empty the local prefix cache, once the last request has given its blocks back."""
+    await until_idle(rig)
+    await rig.app._engine_loop.call(rig.worker.pool.evict_all)
+    assert rig.worker.pool.num_cached == 0
+
+
 @pytest.fixture
 async def rig(serve: Callable, config: PrefillConfig) -> AsyncIterator[Any]:
     async with serve(dataclasses.replace(config, max_batch_tokens=32)) as rig:
@@ -94,6 +102,12 @@ async def test_first_tokens_without_a_store(rig: Any) -> None:
     assert (again.token_ids, again.num_local_cached_tokens) == (first.token_ids, 96)
     load = await rig.admin.GetLoad(admin_pb2.GetLoadRequest())
     assert (load.num_running, load.num_queued_tokens, load.num_cached_blocks) == (0, 0, 6)
+    metrics = generate_latest().decode()
+    assert (
+        "forebay_prefill_prompts_total 2.0" in metrics
+        and "forebay_prefill_computed_tokens_total 104.0" in metrics
+    )
+    assert 'forebay_worker_cached_blocks{role="prefill"} 6.0' in metrics
     info = await rig.admin.GetInfo(admin_pb2.GetInfoRequest())
     assert info.role == "prefill" and info.model.fingerprint == rig.worker.fingerprint
 
@@ -109,7 +123,7 @@ async def test_choices_and_logprobs(rig: Any) -> None:
 async def test_many_at_once_equal_one_at_a_time(rig: Any) -> None:
     prompts = [prompt(1, 30) + prompt(i, 5 + 13 * i) for i in range(10)]
     together = await asyncio.gather(*(collect(rig, ids, str(i)) for i, ids in enumerate(prompts)))
-    rig.worker.pool.evict_all()
+    await forget(rig)
     for token_ids, events in zip(prompts, together, strict=True):
         assert first_of(events).token_ids == first_of(await collect(rig, token_ids)).token_ids
 
@@ -145,7 +159,7 @@ async def test_a_request_id_is_used_once_at_a_time(rig: Any) -> None:
 async def test_pushed_blocks_are_pulled_after_the_pool_forgot_them(stored: Any) -> None:
     cold = await collect(stored, prompt(1, 100))
     assert ready_of(cold) == sorted(set(ready_of(cold))) and ready_of(cold)[-1] == 6
-    stored.worker.pool.evict_all()
+    await forget(stored)
     stored.worker.kv.zero_()
     events = await collect(stored, prompt(1, 100), num_store_blocks=6)
     warm = first_of(events)
@@ -157,7 +171,7 @@ async def test_pushed_blocks_are_pulled_after_the_pool_forgot_them(stored: Any) 
 async def test_a_wrong_hint_costs_nothing_but_computing(stored: Any) -> None:
     first = first_of(await collect(stored, prompt(1, 100), num_store_blocks=1000))
     assert first.num_store_cached_tokens == 0
-    stored.worker.pool.evict_all()
+    await forget(stored)
     assert first_of(await collect(stored, prompt(1, 100))).token_ids == first.token_ids
 
 
@@ -180,7 +194,7 @@ async def test_locally_cached_blocks_that_the_store_lost_are_pushed_again(stored
 async def test_a_store_that_dies_costs_reuse_only(stored: Any) -> None:
     first = first_of(await collect(stored, prompt(1, 100)))
     await stored.store_server.server.stop(0)
-    stored.worker.pool.evict_all()
+    await forget(stored)
     events = await collect(stored, prompt(1, 100), num_store_blocks=6)
     assert first_of(events).token_ids == first.token_ids and ready_of(events) == []
 
@@ -239,7 +253,7 @@ async def test_close_ends_running_streams(serve: Callable, config: PrefillConfig
         slow_down(rig)
         call = rig.stub.Prefill(request_for(rig, prompt(1, 900)))
         await asyncio.sleep(0.1)
-        await rig.parts[0].close()
+        await rig.parts[0].servicer.close()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in call:
                 pass
