@@ -16,13 +16,21 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
-from forebay.errors import UnsupportedModel
+from forebay.errors import AlreadyExists, NotFound, UnsupportedModel
 from forebay.model.gguf_tokenizer import write_tokenizer
 
 Progress = Callable[[int, int], None]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+REQUIRED_FIELDS = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
 # Tensor types stored as they are: (safetensors name, numpy view of the raw bytes; numpy has no bfloat16).
 PLAIN_KINDS = {Kind.F32: ("F32", np.float32), Kind.F16: ("F16", np.float16), Kind.BF16: ("BF16", np.uint16)}
 GLOBAL_NAMES = {
@@ -47,7 +55,9 @@ LAYER_NAMES = {
 
 def import_gguf(gguf_path: Path, out_folder: Path, progress: Progress | None = None) -> None:
     """Write config, weights and tokenizer to `out_folder`, which appears whole or not at all."""
-    reader = GGUFReader(gguf_path)
+    if out_folder.exists():
+        raise AlreadyExists(f"{out_folder} exists already; remove it or choose another folder")
+    reader = _open(gguf_path)
     partial = out_folder.with_name(f"{out_folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -58,6 +68,15 @@ def import_gguf(gguf_path: Path, out_folder: Path, progress: Progress | None = N
         partial.rename(out_folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open(path: Path) -> GGUFReader:
+    if not path.is_file():
+        raise NotFound(f"{path} does not exist")
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise UnsupportedModel(f"{path} is damaged or not a GGUF file: {error}") from error
 
 
 def metadata(reader: GGUFReader) -> dict[str, Any]:
@@ -80,13 +99,15 @@ def _write_config(reader: GGUFReader, folder: Path) -> None:
 
 def config_fields(fields: dict[str, Any], is_tied: bool) -> dict[str, Any]:
     """GGUF metadata as the fields of config.json."""
-    kind = fields["general.architecture"]
+    kind = fields.get("general.architecture")
     if kind not in ARCHITECTURES:
         raise UnsupportedModel(
             f"GGUF architecture {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}"
         )
     if fields.get(f"{kind}.rope.scaling.type", "none") != "none":
         raise UnsupportedModel("GGUF files with rope scaling are not supported; use safetensors weights")
+    if absent := [name for name in REQUIRED_FIELDS if f"{kind}.{name}" not in fields]:
+        raise UnsupportedModel(f"GGUF metadata lacks {kind}.{absent[0]}")
     num_heads, hidden_size = fields[f"{kind}.attention.head_count"], fields[f"{kind}.embedding_length"]
     return {
         "architectures": [ARCHITECTURES[kind]],

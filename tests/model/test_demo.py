@@ -89,6 +89,7 @@ def test_unpermute_inverts_the_interleaving() -> None:
     [
         ({"general.architecture": "gemma"}, "architecture 'gemma'"),
         ({"llama.rope.scaling.type": "yarn"}, "rope scaling"),
+        ({}, r"lacks llama\.block_count"),
     ],
 )
 def test_refuses_other_files(change: dict[str, str], message: str) -> None:

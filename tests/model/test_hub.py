@@ -8,8 +8,9 @@ import tenacity
 from gguf import GGUFWriter
 from safetensors.numpy import load_file
 
-from forebay.errors import NotFound, Unavailable
+from forebay.errors import AlreadyExists, NotFound, Unavailable, UnsupportedModel
 from forebay.model import download, hub
+from forebay.model.gguf import import_gguf
 from forebay.model.hub import cache_folder, resolve_model
 
 TOKENS = ["<s>", "a", "b", "ab"]
@@ -86,6 +87,20 @@ def test_failed_conversion_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(InterruptedError):
         resolve_model(str(tmp_path / "tiny.gguf"), stop)
     assert [path.suffix for path in (cache / "models" / hub.CONVERSION_VERSION).iterdir()] == [".lock"]
+
+
+def test_damaged_truncated_and_existing(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    with pytest.raises(AlreadyExists, match="exists already"):
+        import_gguf(path, tmp_path)
+    with pytest.raises(NotFound, match="does not exist"):
+        import_gguf(tmp_path / "absent.gguf", tmp_path / "out")
+    for content in (b"", b"not a GGUF file at all, whatever its name", path.read_bytes()[:600]):
+        path.write_bytes(content)
+        with pytest.raises(UnsupportedModel, match="damaged or not a GGUF file"):
+            import_gguf(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
