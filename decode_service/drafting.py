@@ -156,7 +156,9 @@ class Speculator:
         started = time.monotonic()
         timeout_s = self._timeout_s if self._may_wait() else 0.0
         found = self._source.take({s.draft.slot: s.token_ids for s in wanted}, timeout_s)
-        self._num_late = self._num_late + 1 if timeout_s and time.monotonic() - started >= timeout_s else 0
+        if timeout_s:
+            is_late = time.monotonic() - started >= timeout_s
+            self._num_late = self._num_late + 1 if is_late else 0
         return {s: found[s.draft.slot][:k] for s, k in wanted.items() if found.get(s.draft.slot)}
 
     def sync(self, running: Sequence[DecodeSequence]) -> None:

@@ -1,4 +1,4 @@
-"""The engine against the naive loop: alone, batched, preempted, recomputed, forked, cancelled, handed over."""
+"""The engine against the naive loop: alone, batched, preempted, forked, cancelled, handed over."""
 
 from __future__ import annotations
 
