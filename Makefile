@@ -24,8 +24,8 @@ test: $(VENV)/.dev  ## Run the gates and all CPU tests
 check: $(VENV)/.dev  ## Run the gates only: format, lint, types, imports, protos
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check --gates
 
-bench: $(VENV)/.demo  ## Measure a running set of services (BENCH="..." passes flags)
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: $(VENV)/.dev  ## Measure the services beside transformers on the demo model (BENCH="..." passes flags)
+	$(BIN)/python benchmarks/serve.py $(BENCH)
 
 protos: $(VENV)/.dev  ## Regenerate forebay/v1 from protos/
 	$(BIN)/forebay protos

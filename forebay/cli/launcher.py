@@ -21,6 +21,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from forebay.cli.lines import readable
 from forebay.cli.plan import ENVIRONMENT, Child, LaunchOptions, plan
 from forebay.errors import Unavailable
 from forebay.redis_server import RedisServer
@@ -31,7 +32,7 @@ from forebay.v1 import inference_pb2, inference_pb2_grpc
 DRAIN_ORDER = (("gateway",), ("decode", "aggregated", "prefill", "draft"), ("kv_store",))
 POLL_S = 0.03
 KILL_AFTER_S = 20.0
-NUM_KEPT_LINES = 40
+NUM_KEPT_LINES = 20
 
 
 class ChildFailed(Unavailable):
@@ -153,7 +154,7 @@ class Launcher:
         for process in self.processes:
             if process.exit_code is not None:
                 process.pump.join(1.0)
-                tail = "\n".join(process.lines)
+                tail = "\n".join(map(readable, process.lines))
                 raise ChildFailed(f"{process.child.name} ended with code {process.exit_code}\n{tail}")
         if self.redis is not None and not self.redis.is_running:
             raise ChildFailed("the Redis server has ended")

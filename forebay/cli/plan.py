@@ -53,7 +53,7 @@ class LaunchOptions:
 
     def __post_init__(self) -> None:
         for name in ("num_prefill", "num_decode", "num_stores"):
-            least = 0 if name == "num_stores" else 1
+            least = 1 if name == "num_decode" else 0
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: at least {least}, got {getattr(self, name)}")
         if self.speculate == "model" and not self.draft_model:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
+from rich.console import Console
+
 from forebay.cli.launcher import Launcher
-from forebay.cli.view import StageView
+from forebay.cli.view import ByteBar, StageView
+from forebay.model.hub import resolve_model
 
 
 def run_until_interrupted(launcher: Launcher, view: StageView) -> None:
@@ -19,6 +23,12 @@ def run_until_interrupted(launcher: Launcher, view: StageView) -> None:
             launcher.wait_ready()
         view.console.print(f"\n[b]gateway at {launcher.gateway_address}[/b]  [dim]Ctrl-C stops[/]\n")
         launcher.watch()
+
+
+def get_model(name: str, console: Console | None = None) -> Path:
+    """Folder of a model, converted with a bar if need be; a wrong name fails here, before anything starts."""
+    with ByteBar(f"converting {name}", console) as bar:
+        return resolve_model(name, bar)
 
 
 @contextlib.contextmanager

@@ -72,8 +72,11 @@ def up(
 ) -> None:
     """Start all services on this machine; Ctrl-C drains and stops them."""
     from forebay.cli.launcher import Launcher
+    from forebay.cli.run import get_model, run_until_interrupted
     from forebay.cli.view import StageView
 
+    for name in filter(None, (model, draft_model)):
+        get_model(name)
     view = StageView(is_verbose=verbose)
     launcher = Launcher(
         log_dir=log_dir,
@@ -92,8 +95,6 @@ def up(
         kv_arena_bytes=kv_arena_bytes,
         kv_transport=kv_transport.value,
     )
-    from forebay.cli.run import run_until_interrupted
-
     run_until_interrupted(launcher, view)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from forebay.cli.lines import event_of, readable
 from forebay.v1 import inference_pb2 as pb
 
 STAGES = {
@@ -77,12 +77,12 @@ class StageView(_Bars):
 
     def on_line(self, name: str, line: str) -> None:
         """A line of a service's log: loading moves its bar, trouble is shown."""
-        event = _event_of(line)
+        event = event_of(line)
         if event.get("event") == "model_load":
             self._on_load(name, event)
         elif self._is_verbose or event.get("level") in ("warning", "error", "critical") or not event:
             self.console.print(f"[dim]{name:<14}[/]", end=" ")
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(readable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _on_load(self, name: str, event: dict[str, object]) -> None:
         done, total = float(str(event["done_bytes"])), max(float(str(event["total_bytes"])), 1.0)
@@ -93,14 +93,6 @@ class StageView(_Bars):
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=None, stage="")
         return self._tasks[name]
-
-
-def _event_of(line: str) -> dict[str, object]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
 
 
 def receipt_table(receipt: pb.Receipt, usage: pb.Usage | None) -> Table:

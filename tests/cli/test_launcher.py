@@ -107,7 +107,7 @@ UP = """
 import sys
 from forebay.cli import main, plan
 plan.MODULES = dict.fromkeys(plan.MODULES, "stub_service")
-sys.argv = ["forebay", "up", "--redis-url", "off", "--port", "0", *sys.argv[1:]]
+sys.argv = ["forebay", "up", "--model", "/", "--redis-url", "off", "--port", "0", *sys.argv[1:]]
 main()
 """
 
