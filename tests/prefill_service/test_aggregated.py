@@ -39,8 +39,7 @@ def prompt(seed: int, num_tokens: int) -> list[int]:
 
 def greedy(worker: Worker, token_ids: list[int], num_tokens: int) -> list[int]:
     """Each token from the whole prefix computed anew."""
-    kv, runner = torch.zeros_like(worker.kv), None
-    runner, output = Runner(worker.model, kv), list[int]()
+    runner, output = Runner(worker.model, torch.zeros_like(worker.kv)), list[int]()
     for _ in range(num_tokens):
         known = token_ids + output
         params = SamplingParams(temperature=0.0)
@@ -63,6 +62,7 @@ class Gateway:
         self.tokens: dict[tuple[int, int], list[int]] = {}
         self.started: dict[int, decode_pb2.Started] = {}
         self.ends: dict[tuple[int, int], asyncio.Future[int]] = {}
+        self._writing = asyncio.Lock()
         self._reader = asyncio.create_task(self._read())
 
     @property
@@ -79,10 +79,14 @@ class Gateway:
         if with_prefill:
             first_ids = list((await self.first(slot, token_ids, params)).token_ids)
         start = decode_pb2.Start(first_token_ids=first_ids)
-        await self.mux.write(decode_pb2.MuxRequest(slot=slot, start=start))
+        await self.send(decode_pb2.MuxRequest(slot=slot, start=start))
         choices = range(params.n)
         await asyncio.wait_for(asyncio.gather(*(self.ends[slot, choice] for choice in choices)), 20)
         return [[*first_ids[choice : choice + 1], *self.tokens[slot, choice]] for choice in choices]
+
+    async def send(self, request: decode_pb2.MuxRequest) -> None:
+        async with self._writing:
+            await self.mux.write(request)
 
     async def attach(self, slot: int, token_ids: list[int], params: SamplingParams) -> None:
         for choice in range(params.n):
@@ -95,7 +99,7 @@ class Gateway:
             sampling=params.to_pb(),
             fingerprint=self.worker.fingerprint,
         )
-        await self.mux.write(decode_pb2.MuxRequest(slot=slot, attach=attach))
+        await self.send(decode_pb2.MuxRequest(slot=slot, attach=attach))
 
     async def first(self, slot: int, token_ids: list[int], params: SamplingParams) -> prefill_pb2.FirstToken:
         request = prefill_pb2.PrefillRequest(
@@ -212,10 +216,10 @@ async def test_a_cancelled_slot_leaves_nothing(serve: Serve) -> None:
         await gateway.attach(slot, prompt(1, 60), params)
         cancel = decode_pb2.MuxRequest(slot=slot, cancel=decode_pb2.Cancel())
         if cancel_first:
-            await gateway.mux.write(cancel)
+            await gateway.send(cancel)
         await gateway.first(slot, prompt(1, 60), params)
         if not cancel_first:
-            await gateway.mux.write(cancel)
+            await gateway.send(cancel)
         await gateway.until_idle()
 
 
