@@ -107,7 +107,6 @@ class Attempt:
             "prefill_failed", worker=worker.address, request_id=self._request.request_id, error=failure
         )
         PREFILL_FALLBACKS.inc()
-        worker.state.routed.clear()
         self._request.timeline.prefill_failed = time.perf_counter()
         self._start([])
 

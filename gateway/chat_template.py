@@ -17,7 +17,7 @@ import jinja2.ext
 import jinja2.parser
 import jinja2.sandbox
 
-from forebay.errors import FailedPrecondition, InvalidArgument
+from forebay.errors import FailedPrecondition, InvalidArgument, UnsupportedModel
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # What model-written template code may raise on a conversation that it does not expect.
@@ -28,7 +28,10 @@ class ChatTemplate:
     """One compiled template with the names of the model's special tokens."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        self._template = _environment().from_string(source)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UnsupportedModel(f"the model's chat template is not valid: {error}") from error
         self._special_tokens = dict(special_tokens or {})
 
     @classmethod

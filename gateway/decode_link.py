@@ -44,9 +44,8 @@ class DecodeLink:
         while True:
             try:
                 await self._stream()
-                log.info("decode_stream_ended", worker=self._state.address)
             except grpc.aio.AioRpcError as error:
-                log.info("decode_stream_broken", worker=self._state.address, code=error.code().name)
+                log.debug("decode_stream_broken", worker=self._state.address, code=error.code().name)
             except ValueError as error:
                 log.error("decode_frame_malformed", worker=self._state.address, error=str(error))
             await asyncio.sleep(RETRY_S)
@@ -103,6 +102,8 @@ class DecodeLink:
 
     def _fail_all(self) -> None:
         buffers, self._buffers = self._buffers, {}
+        if buffers:
+            log.warning("decode_stream_lost", worker=self._state.address, num_requests=len(buffers))
         for buffer in buffers.values():
             buffer.fail(self._lost())
 

@@ -72,13 +72,12 @@ class WindowDetokenizer:
         return self._decode_ids(self._ids)[len(seen) :]
 
 
-def byte_table(vocab: Mapping[str, int], skipped: frozenset[int], size: int) -> list[bytes]:
-    """Bytes of each token id of a byte-level vocabulary; ids in `skipped` and unknown ones are empty."""
+def byte_table(vocab: Mapping[str, int], size: int) -> list[bytes]:
+    """Bytes of each token id of a byte-level vocabulary, at least `size` entries; unknown ids are empty."""
     alphabet = _byte_alphabet()
     table = [b""] * max(size, max(vocab.values(), default=0) + 1)
     for token, token_id in vocab.items():
-        if token_id not in skipped:
-            table[token_id] = _token_bytes(token, alphabet)
+        table[token_id] = _token_bytes(token, alphabet)
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from forebay.errors import FailedPrecondition, ForebayError, Unavailable
-from forebay.kv.hashing import block_keys
 from forebay.kv.index import PrefixIndex
 from forebay.v1.admin_pb2 import GetLoadResponse
 
@@ -50,9 +49,7 @@ class Engine:
     async def _place(self, generation: Generation, timeout_s: float | None) -> None:
         request = generation.request
         info, timeline = request.model.info, request.timeline
-        keys = generation.keys = [
-            key.key for key in block_keys(request.model.root, request.token_ids, info.block_size)
-        ]
+        keys = generation.hash_prompt()
         num_store_blocks = await self._match(request.model.root, keys)
         timeline.mark("indexed")
         demand = Demand(
@@ -113,15 +110,7 @@ class Engine:
     def _forget(self, generation: Generation) -> None:
         """Drop the journal entry, and keep what it taught about caches."""
         self._stored.add(generation.keys[: generation.num_blocks_ready])
-        self._remember_outputs(generation)
+        if generation.route is not None:
+            generation.route.decode.routed.add(generation.hash_output())
         del self._journal[generation.request.request_id]
         LIVE.set(len(self._journal))
-
-    def _remember_outputs(self, generation: Generation) -> None:
-        """The decode worker keeps full blocks of the output, too; the last token's KV was never computed."""
-        request, route = generation.request, generation.route
-        for choice in generation.choices:
-            if route is not None and len(choice.output_ids) > 1:
-                token_ids = request.token_ids + choice.output_ids[:-1]
-                keys = block_keys(request.model.root, token_ids, request.model.info.block_size)
-                route.decode.routed.add([key.key for key in keys])

@@ -9,6 +9,7 @@ import structlog
 
 from forebay import errors
 from forebay.errors import ForebayError
+from forebay.kv.hashing import BlockHasher
 from forebay.types import FinishReason
 from forebay.v1.decode_pb2 import Finished
 
@@ -49,6 +50,7 @@ class Generation:
         self._on_close = on_close
         self._attempt: Attempt | None = None
         self.route: Route | None = None
+        self._hasher = BlockHasher(request.model.root, request.model.info.block_size)
         self.keys: list[bytes] = []
         self._num_open = request.params.n
         self._num_draft = self._num_accepted = 0
@@ -74,6 +76,16 @@ class Generation:
             raise
         finally:
             self.close()
+
+    def hash_prompt(self) -> list[bytes]:
+        """Keys of the prompt's full blocks; call once."""
+        self.keys = [key.key for key in self._hasher.extend(self.request.token_ids)]
+        return self.keys
+
+    def hash_output(self) -> list[bytes]:
+        """Keys of prompt and output at the end of a single choice; the last token's KV was never computed."""
+        output_ids = self.choices[0].output_ids[:-1] if len(self.choices) == 1 else []
+        return self.keys + [key.key for key in self._hasher.extend(output_ids)]
 
     @property
     def num_blocks_ready(self) -> int:
@@ -125,6 +137,8 @@ class Generation:
                 attempt.cancel_choice(chunk.choice)
             return
         assert self.route is not None
+        # Before the last write: a slow client must not keep blocks that nobody needs.
+        attempt.close()
         request, timeline = self.request, self.request.timeline
         timeline.ended = time.perf_counter()
         piece.usage = make_usage(len(request.token_ids), self.num_output_tokens, timeline)

@@ -41,7 +41,7 @@ class Tokenizer:
         if not path.is_file():
             raise UnsupportedModel(f"{path} does not exist; the gateway needs the model's tokenizer.json")
         tokenizer = cls(tokenizers.Tokenizer.from_file(str(path)), vocab_size)
-        tokenizer.detokenizer(keep_special=False)
+        tokenizer.detokenizer(keep_special=False)  # builds the tables here, not on the event loop
         return tokenizer
 
     async def encode(self, text: str) -> list[int]:
@@ -72,11 +72,14 @@ class Tokenizer:
 
     @cached_property
     def _plain_table(self) -> list[bytes]:
-        return byte_table(self._backend.get_vocab(with_added_tokens=True), self._special, self._vocab_size)
+        table = list(self._full_table)
+        for token_id in self._special:
+            table[token_id] = b""
+        return table
 
     @cached_property
     def _full_table(self) -> list[bytes]:
-        return byte_table(self._backend.get_vocab(with_added_tokens=True), frozenset(), self._vocab_size)
+        return byte_table(self._backend.get_vocab(with_added_tokens=True), self._vocab_size)
 
 
 def _is_byte_level(decoder: dict[str, Any] | None) -> bool:

@@ -127,7 +127,8 @@ class Workers:
             worker = self.prefill[address] = PrefillWorker(address)
         else:
             worker = self.decode[address] = DecodeWorker(address)
-        self._tasks[role, address] = asyncio.create_task(worker.watch(self._poll_s, self._learn))
+        task = self._tasks[role, address] = asyncio.create_task(worker.watch(self._poll_s, self._learn))
+        task.add_done_callback(lambda done: _report(done, address))
 
     async def remove(self, role: str, address: str) -> None:
         """Stop to watch; requests that still run there fail as WORKER_LOST."""
@@ -176,3 +177,10 @@ class Workers:
                 if not (self.prefill if role == PREFILL else self.decode)[address].is_alive:
                     await self.remove(role, address)
             await asyncio.sleep(self._poll_s)
+
+
+def _report(task: asyncio.Task[None], address: str) -> None:
+    """A watch that ends by itself is a defect: the worker would be forgotten silently."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("worker_watch_failed", worker=address, exc_info=error)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from forebay.errors import FailedPrecondition, InvalidArgument
+from forebay.errors import FailedPrecondition, InvalidArgument, UnsupportedModel
 from forebay.model.hub import resolve_model
 from gateway.chat_template import ChatTemplate, need_template
 
@@ -83,6 +83,11 @@ async def test_sources(tmp_path, config, expected):
     assert await ChatTemplate.from_folder(tmp_path).render(USER, LIMIT) == expected
     (tmp_path / "chat_template.jinja").write_text("file")
     assert await ChatTemplate.from_folder(tmp_path).render(USER, LIMIT) == "file"
+
+
+def test_broken_template():
+    with pytest.raises(UnsupportedModel, match="not valid"):
+        ChatTemplate("{% for %}")
 
 
 def test_no_template(tmp_path):
