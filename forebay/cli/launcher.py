@@ -26,6 +26,7 @@ from forebay.cli.plan import ENVIRONMENT, Child, LaunchOptions, plan
 from forebay.errors import Unavailable
 from forebay.redis_server import RedisServer
 from forebay.rpc.channel import CLIENT_ARGS
+from forebay.rpc.server import LAUNCHER_PID
 from forebay.v1 import inference_pb2, inference_pb2_grpc
 
 # Roles that end together, in the order of the drain: when the gateway has ended, no worker has any stream.
@@ -211,7 +212,7 @@ class Launcher:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=ENVIRONMENT | os.environ | self._env,
+            env=ENVIRONMENT | os.environ | self._env | {LAUNCHER_PID: str(os.getpid())},
             # Its own session: a terminal's Ctrl-C reaches the launcher only, which then chooses the order.
             start_new_session=True,
         )

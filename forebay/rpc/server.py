@@ -7,6 +7,7 @@ within the grace → the service's own `close` → exit. A second signal ends th
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from forebay.rpc.interceptor import ErrorInterceptor
 from forebay.telemetry import configure_logs, serve_metrics
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+# Set by the launcher in its children's environment.
+LAUNCHER_PID = "FOREBAY_LAUNCHER_PID"
 log = structlog.get_logger(__name__)
 
 
@@ -94,7 +97,7 @@ async def run(
         log.info("serving", listen=listen, port=server.port)
         if on_serving is not None:
             await on_serving(server.port)
-        await _first(stopping.wait(), service.failed.wait())
+        await _first(stopping.wait(), service.failed.wait(), _launcher_gone())
         log.info("draining", grace_s=grace_s)
         await _drain(server, service, grace_s, hurry)
     finally:
@@ -132,6 +135,13 @@ def serve(
     except (ForebayError, OSError) as error:
         log.error("cannot_start", error=str(error))
         raise SystemExit(2) from error
+
+
+async def _launcher_gone() -> None:
+    """Returns when the launcher that started this process has ended without a word; never without one."""
+    launcher = os.environ.get(LAUNCHER_PID)
+    while launcher is None or os.getppid() == int(launcher):
+        await asyncio.sleep(1.0)
 
 
 def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:

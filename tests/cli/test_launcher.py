@@ -38,7 +38,7 @@ def closed_at(tmp_path, name):
 
 
 def test_all_reach_serving_and_drain_in_reverse(launch, tmp_path, stages):
-    with launch(extra={"decode": {"load_s": 0.5}}) as services:
+    with launch(extra={"decode": {"load_s": 3.0}}) as services:
         assert set(services.addresses) == {"kv_store", "prefill", "decode", "gateway"}
         assert services.gateway_address == services.addresses["gateway"][0]
         pids = [process.popen.pid for process in services.processes]
@@ -148,6 +148,13 @@ def test_up_exits_1_when_a_service_dies(up):
     _, error = up.communicate(timeout=30)
     assert up.returncode == 1
     assert re.search(r"forebay: \S+ ended with code -9", error) and "Traceback" not in error
+
+
+def test_services_end_when_the_launcher_is_killed(up):
+    children = psutil.Process(up.pid).children()
+    up.kill()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert len(gone) == 4 and not alive
 
 
 def test_up_with_a_private_redis(stub_services, tmp_path):
