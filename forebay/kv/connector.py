@@ -310,6 +310,8 @@ class KvConnector:
             retry=retry_if_exception_type(_TROUBLE),
         )
         session: StoreSession = await trials(self._open_any)
+        if session.transport.arena is not None:
+            await asyncio.to_thread(self._codec.pin, session.transport.arena)
         self._session = session
         self.stats.num_connects += 1
         log.info("store_connected", transport=session.transport.scheme, epoch=session.epoch)

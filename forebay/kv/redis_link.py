@@ -97,13 +97,19 @@ class RedisLink:
             self.stats.num_bypassed += 1
             return None
         self.stats.num_calls += 1
+        num_cancels = _num_cancels()
         try:
             async with asyncio.timeout(self._budget_s):
                 reply: object = await self._script(script)(keys=keys, args=args)
         except (RedisError, OSError, TimeoutError) as error:
             self._fail(error)
-            return None
-        self._succeed()
+            reply = None
+        else:
+            self._succeed()
+        # redis-py writes under asyncio.wait_for, which before Python 3.12 loses a cancellation that comes
+        # together with its result: whoever cancelled would wait for ever.
+        if _num_cancels() > num_cancels:
+            raise asyncio.CancelledError
         return reply
 
     async def close(self) -> None:
@@ -140,3 +146,8 @@ class RedisLink:
         if self._is_healthy:
             log.warning("redis_lost", error=type(error).__name__)
             self._is_healthy = False
+
+
+def _num_cancels() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

@@ -42,7 +42,8 @@ class ShmTransport(Transport):
     scheme = "shm"
 
     def __init__(self, memory: mmap.mmap) -> None:
-        self._arena: memoryview | None = memoryview(memory)
+        # Through an array, so that whoever pins the memory for a device can tie that to the array's life.
+        self._arena: memoryview | None = np.frombuffer(memory, np.uint8).data
 
     @property
     def arena(self) -> memoryview | None:

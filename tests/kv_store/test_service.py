@@ -146,7 +146,7 @@ async def test_the_process_serves_publishes_and_drains() -> None:
 async def _exercise(address: str, epoch: int) -> None:
     async with connect(address) as channel:
         stub, admin = kv_store_pb2_grpc.KvStoreServiceStub(channel), admin_pb2_grpc.AdminServiceStub(channel)
-        info = await admin.GetInfo(admin_pb2.GetInfoRequest())
+        info = await admin.GetInfo(admin_pb2.GetInfoRequest(), wait_for_ready=True, timeout=30)
         assert (info.role, info.epoch) == ("kv_store", epoch)
         keys = b"".join(chain("a", 3))
         reserved = await stub.Reserve(
