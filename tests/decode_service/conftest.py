@@ -28,6 +28,8 @@ VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 97, 32, 2, 4, 2, 8, 48
 BLOCK_BYTES = LAYERS * 2 * KV_HEADS * 16 * HEAD_DIM * 4
 MAX_CONTEXT = 512
 
+torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

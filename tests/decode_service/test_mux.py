@@ -310,12 +310,12 @@ async def test_preempted_sequences_come_back_through_the_store(
     serve: MakeRig, naive: Naive, store: tuple[KvStoreApp, str]
 ) -> None:
     params = [SamplingParams(temperature=0.8, seed=s, max_tokens=60, ignore_eos=True) for s in range(6)]
-    async with serve(num_blocks=16, kv_stores=(store[1],), push_batch_blocks=1) as rig:
-        async with rig.gateway() as gateway:
-            for slot in range(6):
-                await gateway.attach(slot, prompt_of(20, slot), params[slot])
-                await gateway.start(slot)
-            await gateway.read_until_finished(*range(6))
-            for slot in range(6):
-                assert gateway.tokens[slot] == naive(prompt_of(20, slot), params[slot]).token_ids
-            assert sum(finished.num_preemptions for finished in gateway.finished.values()) > 0
+    options = {"num_blocks": 16, "kv_stores": (store[1],), "push_batch_blocks": 1}
+    async with serve(**options) as rig, rig.gateway() as gateway:
+        for slot in range(6):
+            await gateway.attach(slot, prompt_of(20, slot), params[slot])
+            await gateway.start(slot)
+        await gateway.read_until_finished(*range(6))
+        for slot in range(6):
+            assert gateway.tokens[slot] == naive(prompt_of(20, slot), params[slot]).token_ids
+        assert sum(finished.num_preemptions for finished in gateway.finished.values()) > 0
