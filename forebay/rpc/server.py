@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,7 +99,7 @@ async def run(
         log.info("serving", listen=listen, port=server.port)
         if on_serving is not None:
             await on_serving(server.port)
-        await _first(stopping.wait(), service.failed.wait(), _launcher_gone())
+        await _first(stopping.wait(), service.failed.wait())
         log.info("draining", grace_s=grace_s)
         await _drain(server, service, grace_s, hurry)
     finally:
@@ -129,6 +131,8 @@ def serve(
 ) -> None:
     """Blocking entry point of a service process; what prevents its start is one line and exit code 2."""
     configure_logs(name, log_level, as_json=log_json)
+    if launcher := os.environ.get(LAUNCHER_PID):
+        threading.Thread(target=_follow_launcher, args=(int(launcher), grace_s + 5.0), daemon=True).start()
     try:
         serve_metrics(metrics_port)
         uvloop.run(run(build, listen, args=args, grace_s=grace_s, on_serving=on_serving))
@@ -137,11 +141,13 @@ def serve(
         raise SystemExit(2) from error
 
 
-async def _launcher_gone() -> None:
-    """Returns when the launcher that started this process has ended without a word; never without one."""
-    launcher = os.environ.get(LAUNCHER_PID)
-    while launcher is None or os.getppid() == int(launcher):
-        await asyncio.sleep(1.0)
+def _follow_launcher(pid: int, grace_s: float) -> None:
+    """Runs on its own thread: ends this process, loading or serving, when its launcher was killed."""
+    while os.getppid() == pid:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace_s)
+    os._exit(1)
 
 
 def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:

@@ -15,6 +15,7 @@ import pytest
 from forebay.cli import launcher as module
 from forebay.cli.launcher import ChildFailed, Launcher
 from forebay.errors import Unavailable
+from forebay.rpc.server import LAUNCHER_PID
 
 
 @pytest.fixture
@@ -155,6 +156,16 @@ def test_services_end_when_the_launcher_is_killed(up):
     up.kill()
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert len(gone) == 4 and not alive
+
+
+def test_a_loading_service_ends_too(stub_services):
+    listen = {"--listen=127.0.0.1:0", "--load-s=60"}
+    parent = f"import subprocess, sys, os; os.environ['{LAUNCHER_PID}'] = str(os.getpid()); " + (
+        f"print(subprocess.Popen([sys.executable, '-m', 'stub_service', *{sorted(listen)}]).pid, flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=30)
+    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if p.pid == int(done.stdout)], timeout=30)
+    assert not alive
 
 
 def test_up_with_a_private_redis(stub_services, tmp_path):
