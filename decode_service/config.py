@@ -9,13 +9,19 @@ from forebay.config import option
 from forebay.errors import ConfigError
 from forebay.worker import WorkerConfig
 
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 2048
+CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS = 64, 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig(WorkerConfig):
     """KV blocks to tokens: continuous batching, speculation, preemption."""
 
-    max_batch_size: int = option(128, help="sequences that run at once")
-    max_batch_tokens: int = option(512, help="query tokens of one step; bounds the recomputing of missing KV")
+    max_batch_size: int = option(256, help="sequences that run at once")
+    max_batch_tokens: int = option(0, help="query tokens of one step; 0: 512 on CPU, 2048 on GPU")
+    max_chunk_tokens: int = option(
+        0, help="tokens of missing KV computed beside sequences that decode; 0: 64 on CPU, 1024 on GPU"
+    )
     max_pending_tokens: int = option(65536, help="unsent tokens at which a gateway's stream is given up")
     push_generated: bool = option(True, help="push full blocks computed here to the store")
     push_batch_blocks: int = option(4, help="full blocks of a sequence that are pushed together")
@@ -26,12 +32,21 @@ class DecodeConfig(WorkerConfig):
     draft_timeout_ms: float = option(5.0, help="how long a step waits for drafts at most")
 
     def __post_init__(self) -> None:
-        if self.max_batch_size < 1 or self.max_batch_tokens < 2 * self.max_batch_size:
+        least = 2 * self.max_batch_size
+        if self.max_batch_size < 1 or self.batch_tokens("cpu") < least or self.max_chunk_tokens < 0:
             raise ConfigError(
-                f"max_batch_tokens: at least twice max_batch_size ({self.max_batch_size}) is needed, "
-                f"got {self.max_batch_tokens}"
+                f"max_batch_tokens: at least twice max_batch_size is needed ({least}), "
+                f"got {self.batch_tokens('cpu')}"
             )
         if self.speculate == "model" and not self.draft_address:
             raise ConfigError("draft_address: needed with speculate=model")
         if not 0 < self.num_draft_tokens <= 16:
             raise ConfigError(f"num_draft_tokens: between 1 and 16, got {self.num_draft_tokens}")
+
+    def batch_tokens(self, device: str) -> int:
+        """Most query tokens of a step on `device`."""
+        return self.max_batch_tokens or (CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS)
+
+    def chunk_tokens(self, device: str) -> int:
+        """Most tokens of missing KV in a step on `device` that others decode in."""
+        return self.max_chunk_tokens or (CPU_CHUNK_TOKENS if device == "cpu" else GPU_CHUNK_TOKENS)

@@ -49,6 +49,7 @@ class Limits:
 
     max_batch_size: int
     max_batch_tokens: int
+    max_chunk_tokens: int  # of sequences that catch up, in a step that others decode in
     max_context: int
     reserve_early: bool = True
 
@@ -161,6 +162,8 @@ class Scheduler:
             drafts = tuple((proposals or {}).get(sequence, ()))[: max(0, budget)]
             runs[sequence] = Run(sequence, sequence.query_start, 1, drafts)
             budget -= len(drafts)
+        if caught_up:
+            budget = min(budget, self.limits.max_chunk_tokens)
         for sequence in behind:
             if budget > 0:
                 num_tokens = min(sequence.num_unwritten, budget)

@@ -47,7 +47,8 @@ class DecodeParts:
         self._config, self._worker = config, worker
         limits = Limits(
             config.max_batch_size,
-            config.max_batch_tokens,
+            config.batch_tokens(worker.device.type),
+            config.chunk_tokens(worker.device.type),
             worker.info.max_context,
             reserve_early=handoff is None,
         )

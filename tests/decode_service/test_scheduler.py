@@ -19,7 +19,7 @@ SIZE = 16
 
 
 def make(num_blocks: int = 16, batch_size: int = 8, batch_tokens: int = 64, **fields: bool) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, SIZE), Limits(batch_size, batch_tokens, 512, **fields))
+    return Scheduler(BlockPool(num_blocks, SIZE), Limits(batch_size, batch_tokens, 64, 512, **fields))
 
 
 def sequence_of(num_tokens: int, slot: int = 0, num_choices: int = 1) -> Sequence:
@@ -148,6 +148,16 @@ def test_choices_share_full_blocks_and_copy_the_partial_one() -> None:
     for sequence in group:
         scheduler.remove(sequence)
     assert scheduler.pool.num_used == 0 and run.num_tokens == 40
+
+
+def test_chunks_are_whole_only_while_nobody_decodes() -> None:
+    scheduler = make(batch_tokens=100)
+    long = sequence_of(200, 1)
+    start(scheduler, long)
+    [run] = scheduler.plan()
+    assert run.num_tokens == 100
+    start(scheduler, short := sequence_of(1, 2))
+    assert {run.sequence: run.num_tokens for run in scheduler.plan()} == {long: 64, short: 1}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
