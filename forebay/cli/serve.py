@@ -99,9 +99,7 @@ def up(
 
 
 def demo(
-    prompt: Annotated[
-        str, typer.Argument(help="What to ask.")
-    ] = "Name three rivers of Europe, one per line.",
+    prompt: Annotated[str, typer.Argument(help="What to ask.")] = "Which sea does the Danube flow to?",
     max_tokens: Annotated[int, typer.Option(help="Length of the answers at most.")] = 60,
     log_dir: Annotated[Path | None, typer.Option(help="Write one log file per service.")] = None,
 ) -> None:
