@@ -45,7 +45,9 @@ class Attempt:
         self._shares_pool = prefill is not None and prefill.address == route.decode.address
         self._slot = 0
         self._task: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self._is_closed = self._is_started = False
+        self._first: prefill_pb2.FirstToken | None = None
+        self._ended: list[int] = []
 
     def start(self, timeout_s: float | None) -> None:
         """Attach, and let the prompt be computed; raises Unavailable if the decode worker is gone."""
@@ -70,11 +72,16 @@ class Attempt:
         """The choice ended here; decode may stop it."""
         self._send(cancel=decode_pb2.Cancel(choice=choice))
 
-    def close(self) -> None:
-        """Free everything at both workers; idempotent, never waits."""
+    def close(self, is_complete: bool = False) -> None:
+        """Free everything at both workers; idempotent, never waits.
+
+        After a complete answer prefill may store its last blocks: that call ends by itself.
+        """
+        if self._is_closed:
+            return
         self._is_closed = True
         self._route.close()
-        if self._task is not None:
+        if self._task is not None and not (is_complete and self._first is not None):
             self._task.cancel()
         self._link.close(self._slot)
 
@@ -92,25 +99,27 @@ class Attempt:
             self._send(ready=decode_pb2.Ready(num_blocks=self.num_ready))
 
     async def _compute(self, worker: PrefillWorker, timeout_s: float | None) -> None:
-        """Follow the prefill stream to its end; whatever goes wrong there, decode computes the prompt."""
+        """Follow the prefill stream to its end; whatever goes wrong before the first token, decode computes."""
         self._ready(self._num_store_blocks)
-        first, failure = None, "the stream ended early"
+        failure = "the stream ended early"
         try:
-            first = await self._follow(worker, timeout_s)
+            await self._follow(worker, timeout_s)
         except grpc.aio.AioRpcError as error:
             failure = f"{error.code().name}: {error.details()}"
         self._route.prefill_done()
-        if first is not None and len(first.token_ids) == self._request.params.n:
-            self._take_first(first)
+        if self._first is not None:
+            self._go_on(self._first)
             return
         log.warning(
             "prefill_failed", worker=worker.address, request_id=self._request.request_id, error=failure
         )
         PREFILL_FALLBACKS.inc()
+        worker.state.routed.clear()
         self._request.timeline.prefill_failed = time.perf_counter()
         self._start([])
 
-    async def _follow(self, worker: PrefillWorker, timeout_s: float | None) -> prefill_pb2.FirstToken | None:
+    async def _follow(self, worker: PrefillWorker, timeout_s: float | None) -> None:
+        """Until no more blocks become ready: the last ones are stored after the first token came."""
         request = self._request
         message = prefill_pb2.PrefillRequest(
             request_id=request.request_id,
@@ -122,27 +131,35 @@ class Attempt:
         call = worker.stub.Prefill(message, timeout=timeout_s, metadata=request_metadata(request.request_id))
         try:
             async for event in call:
-                if event.HasField("first_token"):
-                    first: prefill_pb2.FirstToken = event.first_token
-                    return first
-                self._ready(event.blocks_ready.num_blocks)
+                if event.HasField("blocks_ready"):
+                    self._ready(event.blocks_ready.num_blocks)
+                elif len(event.first_token.token_ids) == request.params.n:
+                    self._take_first(event.first_token)
+                else:
+                    return
         finally:
             call.cancel()
-        return None
 
     def _take_first(self, first: prefill_pb2.FirstToken) -> None:
-        """To the client at once, then let decode go on; choices that end with their first token stay out."""
+        """To the client at once; decode goes on when it can have the blocks, which an aggregated worker has."""
         timeline, state = self._request.timeline, self._prefill.state if self._prefill else None
         timeline.prefill, timeline.prefilled = first, time.perf_counter()
         if state is not None:
             state.num_queued_tokens = first.num_queued_tokens
             state.prefill_tokens_per_s = first.prefill_tokens_per_s or state.prefill_tokens_per_s
         self.num_ready = max(self.num_ready, first.num_blocks_ready)
-        ended = self._publish_first(first)
-        if len(ended) < len(first.token_ids):
-            self._start(first.token_ids)
-            for choice in ended:
-                self.cancel_choice(choice)
+        self._first, self._ended = first, self._publish_first(first)
+        if self._shares_pool:
+            self._go_on(first)
+
+    def _go_on(self, first: prefill_pb2.FirstToken) -> None:
+        """Start decode, once; choices that ended with their first token stay out."""
+        if self._is_started or len(self._ended) == len(first.token_ids):
+            return
+        self._is_started = True
+        self._start(first.token_ids)
+        for choice in self._ended:
+            self.cancel_choice(choice)
 
     def _publish_first(self, first: prefill_pb2.FirstToken) -> list[int]:
         """Put the first tokens into the buffer; returns the choices that ended with theirs."""

@@ -138,7 +138,7 @@ class Generation:
             return
         assert self.route is not None
         # Before the last write: a slow client must not keep blocks that nobody needs.
-        attempt.close()
+        attempt.close(is_complete=True)
         request, timeline = self.request, self.request.timeline
         timeline.ended = time.perf_counter()
         piece.usage = make_usage(len(request.token_ids), self.num_output_tokens, timeline)

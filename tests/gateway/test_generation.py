@@ -30,7 +30,7 @@ class FakeAttempt:
     def cancel_choice(self, choice: int) -> None:
         self.cancelled.append(choice)
 
-    def close(self) -> None:
+    def close(self, is_complete: bool = False) -> None:
         self.is_closed = True
 
 
