@@ -20,9 +20,10 @@ class BlockExchange:
         self.num_moving = 0
 
     def note_ready(self, sequence: Sequence, num_blocks: int) -> None:
-        """The store is said to hold the first `num_blocks` blocks."""
+        """The store is said to hold `num_blocks` blocks; what an earlier pull lacked may be there now."""
         if not sequence.stats.has_joined:
             sequence.num_ready_blocks = max(sequence.num_ready_blocks, num_blocks)
+            sequence.can_pull = True
             self._pull(sequence)
 
     def note_admitted(self, sequence: Sequence) -> None:
