@@ -36,6 +36,7 @@ PUBLIC_SERVER_ARGS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_receive_message_length", MAX_PUBLIC_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
 ]
