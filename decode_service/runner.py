@@ -39,6 +39,8 @@ class Runner:
         rows, picks = _sampling_rows(runs)
         flat = [row for group in rows for row in group]
         if not flat:
+            if self.kv.is_cuda:
+                torch.cuda.current_stream(self.kv.device).synchronize()  # full blocks are about to be pushed
             return [([], []) for _ in runs]
         if picks != list(range(len(hidden))):
             hidden = hidden[torch.tensor(picks, device=hidden.device)]
