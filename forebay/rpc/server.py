@@ -94,7 +94,9 @@ async def run(
     server = Server(listen, args)
     await server.start()
     try:
-        service = await build()
+        service = await _build_unless(stopping, build())
+        if service is None:
+            return
         await server.add(service)
         log.info("serving", listen=listen, port=server.port)
         if on_serving is not None:
@@ -108,6 +110,13 @@ async def run(
     log.info("stopped")
     if service.failed.is_set():
         raise SystemExit(1)
+
+
+async def _build_unless(stopping: asyncio.Event, building: Awaitable[Service]) -> Service | None:
+    """The built service; None when a signal came first: a build may wait for others for minutes."""
+    task = asyncio.ensure_future(building)
+    await _first(task, stopping.wait())
+    return None if stopping.is_set() else task.result()
 
 
 async def _drain(server: Server, service: Service, grace_s: float, hurry: asyncio.Event) -> None:

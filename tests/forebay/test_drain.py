@@ -34,6 +34,9 @@ async def close():
 async def build():
     if "--broken" in sys.argv:
         raise ConfigError("model: 'nonsense' does not exist")
+    if "--waiting" in sys.argv:
+        print("waiting", flush=True)
+        await asyncio.sleep(60)
     add = lambda server: rpc.add_InferenceServiceServicer_to_server(SlowServicer(), server)
     return Service(add=add, names=["forebay.v1.InferenceService"], close=close)
 
@@ -113,3 +116,11 @@ def test_a_wrong_configuration_is_one_line_and_exit_2():
 def test_a_taken_port_is_one_line_and_exit_2(process, channel):
     code, _, error = end(start(process.address))
     assert code == 2 and f"cannot listen on {process.address}" in error and "Traceback" not in error
+
+
+def test_signal_while_building():
+    process = start(free_address(), "--waiting")
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGTERM)
+    code, _, _ = end(process)
+    assert code == 0
