@@ -16,6 +16,8 @@ from forebay.kv.pool import BlockPool
 
 from .sequence import Sequence, Status
 
+MIN_CHUNK_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -157,13 +159,12 @@ class Scheduler:
         runs: dict[Sequence, Run] = {}
         caught_up = [s for s in self.running if s.num_unwritten == 1]
         behind = [s for s in self.running if s.num_unwritten > 1]
-        budget -= len(caught_up)
         for sequence in caught_up:
-            drafts = tuple((proposals or {}).get(sequence, ()))[: max(0, budget)]
+            drafts = tuple((proposals or {}).get(sequence, ()))[:budget]
             runs[sequence] = Run(sequence, sequence.query_start, 1, drafts)
             budget -= len(drafts)
-        if caught_up:
-            budget = min(budget, self.limits.max_chunk_tokens)
+        if caught_up:  # a little at least, or a full batch would starve those behind
+            budget = max(min(budget, self.limits.max_chunk_tokens), MIN_CHUNK_TOKENS)
         for sequence in behind:
             if budget > 0:
                 num_tokens = min(sequence.num_unwritten, budget)

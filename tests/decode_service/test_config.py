@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from decode_service.config import DecodeConfig
 from draft_service.config import DraftConfig
 from forebay.config import load
@@ -13,8 +14,7 @@ from forebay.errors import ConfigError
     "flags",
     [
         ["--max-batch-size=0"],
-        ["--max-batch-size=300"],
-        ["--max-batch-tokens=100"],
+        ["--max-batch-tokens=-1"],
         ["--max-chunk-tokens=-1"],
         ["--speculate=model"],
         ["--speculate=yes"],

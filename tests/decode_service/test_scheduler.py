@@ -78,7 +78,7 @@ def test_caught_up_sequences_come_before_chunks_and_share_the_budget() -> None:
     start(scheduler, long, short)
     runs = scheduler.plan({short: [1, 2, 3]})
     assert [(run.sequence, run.num_tokens, run.drafts) for run in runs] == [
-        (long, 16, ()),
+        (long, 17, ()),
         (short, 1, (1, 2, 3)),
     ]
 
@@ -158,6 +158,8 @@ def test_chunks_are_whole_only_while_nobody_decodes() -> None:
     assert run.num_tokens == 100
     start(scheduler, short := sequence_of(1, 2))
     assert {run.sequence: run.num_tokens for run in scheduler.plan()} == {long: 64, short: 1}
+    runs = scheduler.plan({short: [1] * 100})
+    assert {run.sequence: run.num_queries for run in runs} == {long: 16, short: 101}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -199,7 +201,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduler.join()
         before = list(scheduler.running)
         runs = scheduler.plan({s: [1] * num_drafts for s in scheduler.running if not s.followers})
-        assert sum(run.num_queries for run in runs) <= max(32, len(before))
+        assert sum(run.num_queries for run in runs) <= 32 + len(before) + 16
         left = [s for s in before if s.status is Status.RUNNING]
         assert left == before[: len(left)], "the youngest go first"
         for run in runs:
