@@ -19,12 +19,13 @@ import grpc
 import structlog
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from forebay.errors import ForebayError
 from forebay.rpc.channel import INTERNAL_SERVER_ARGS
 from forebay.rpc.health import HealthServicer
 from forebay.rpc.interceptor import ErrorInterceptor
+from forebay.rpc.methods import LateMethods
 from forebay.telemetry import configure_logs, serve_metrics
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 class Service:
     """What a service gives to the shell.
 
-    `add` registers servicers on the server; `names` are the full gRPC service names (health, reflection);
+    `add` registers servicers on the server (or what stands for it); `names` are the full gRPC service names (health, reflection);
     `close` releases everything and runs after the last stream ended.
     """
 
@@ -54,7 +55,9 @@ class Server:
     def __init__(self, listen: str, args: Sequence[tuple[str, Any]] = tuple(INTERNAL_SERVER_ARGS)) -> None:
         self.server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=list(args))
         self.health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        self.methods = LateMethods()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.methods)
+        self.server.add_generic_rpc_handlers((self.methods,))
         self.listen = listen
         self.port = 0
 
@@ -69,9 +72,11 @@ class Server:
 
     async def add(self, service: Service) -> None:
         """Register a built service, reflection included, and say SERVING for it and for the process."""
-        service.add(self.server)
+        service.add(self.methods)
         names = [*service.names, HEALTH_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self.server)
+        servicer = reflection.aio.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self.methods)
+        self.methods.is_ready = True
         for name in ("", *service.names):
             await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
 

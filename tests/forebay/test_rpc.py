@@ -169,6 +169,9 @@ async def test_health_goes_from_not_serving_to_serving_to_not_serving(server):
         stub = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await inference_pb2_grpc.InferenceServiceStub(channel).Tokenize(pb.TokenizeRequest())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         await server.add(service())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         named = await stub.Check(health_pb2.HealthCheckRequest(service=INFERENCE))
