@@ -57,7 +57,7 @@ class RedisServer:
         command += ["--maxmemory", str(max_memory_bytes)]
         # Its own session: the launcher decides the order in which a Ctrl-C stops things.
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            _bound_to_us(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
             self._wait_for_ping()
@@ -111,6 +111,12 @@ class RedisServer:
                 return
             time.sleep(0.005)
         raise Unavailable(f"the Redis server did not answer within {_START_TIMEOUT_S:g} s")
+
+
+def _bound_to_us(command: list[str]) -> list[str]:
+    """The command under util-linux's setpriv, where there is one: the server ends with its starter."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
 
 
 def _answers_ping(path: str) -> bool:
