@@ -151,7 +151,7 @@ def test_choices_share_full_blocks_and_copy_the_partial_one() -> None:
 
 
 def test_chunks_are_whole_only_while_nobody_decodes() -> None:
-    scheduler = make(batch_tokens=100)
+    scheduler = make(num_blocks=32, batch_tokens=100)
     long = sequence_of(200, 1)
     start(scheduler, long)
     [run] = scheduler.plan()
