@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from forebay.kernels.linear import linear
 
 # The rows that oneDNN is told to expect when it lays out a packed weight. Of 1, 64 and unset, 64 was the
 # fastest at each row count from 1 to 512. 2 cores with AVX-512, all linear layers of a 135 M-parameter model
@@ -23,7 +24,7 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, K] -> [T, N]."""
         if not self.is_packed:
-            return functional.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         if x.shape[0] > 1:
             return self._packed(x)
         # oneDNN sums a lone row of a long K in another order than the same row among others. A pair costs the
