@@ -1,16 +1,23 @@
 """Decode's side of the model-attention seam: one step's batch over the paged pool."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from forebay.kernels.paged_reference import RunPlan
 from forebay.kernels.rope_write import rope_write_kv
+from forebay.kernels.split_attention import plan_items
 from forebay.model.rope import RopeTable
 
 from .kernels.verify import verify_attention
+
+if TYPE_CHECKING:
+    from forebay.kernels.triton_split_items import SplitItems
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,28 @@ class DecodeAttention:
             self.cu_query_lens,
             self.context_lens,
             head_dim**-0.5,
-            self._plan,
+            self._items(num_heads) if kv_layer.is_cuda else self._run_plan,
         )
         return out.reshape(len(qkv), num_heads * head_dim)
 
     @cached_property
-    def _plan(self) -> RunPlan | None:
-        """Index tensors that all layers of the step share; the CUDA kernel needs none."""
-        if self.kv.is_cuda:
-            return None
+    def _run_plan(self) -> RunPlan:
+        """Index tensors of the step on a CPU."""
         return RunPlan.build(self.block_tables, self.cu_query_lens, self.context_lens, *self.kv.shape[3:5])
+
+    def _items(self, num_heads: int) -> SplitItems:
+        """Work list of the step on a GPU."""
+        if num_heads not in self._items_by_heads:
+            self._items_by_heads[num_heads] = plan_items(
+                self.kv[0],
+                num_heads,
+                self.block_tables,
+                self.cu_query_lens,
+                self.context_lens,
+                len(self.positions),
+            )
+        return self._items_by_heads[num_heads]
+
+    @cached_property
+    def _items_by_heads(self) -> dict[int, SplitItems]:
+        return {}

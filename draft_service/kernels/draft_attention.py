@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from forebay.kernels.paged_reference import RunPlan
+from forebay.kernels.split_attention import split_attention
 
 from . import reference
 
@@ -20,4 +21,6 @@ def draft_attention(
 
     `plan` saves the reference from planning again for every layer of a step.
     """
+    if q.is_cuda:
+        return split_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale)
     return reference.draft_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale, plan)
