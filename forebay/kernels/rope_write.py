@@ -13,4 +13,8 @@ def rope_write_kv(
     q [T, Hq, D] may be a view of qkv, which is consumed; kv_layer [blocks, 2, Hkv, bs, D];
     cos, sin: [max_positions, D/2] float32; positions [T] int64; slot -1 is padding and touches no real block.
     """
+    if qkv.is_cuda:
+        from forebay.kernels import triton_rope_write  # importing Triton costs 0.5 s: only where it runs
+
+        return triton_rope_write.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)
     return reference.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)

@@ -110,6 +110,7 @@ def swiglu_cases(shapes: list[tuple[int, int]], dtypes: list[torch.dtype]) -> It
             ),
             num_bytes=3 * rows * columns * dtype.itemsize,
             num_flops=4 * rows * columns,
+            triton="forebay.kernels.triton_swiglu:swiglu",
         )
 
 
@@ -194,8 +195,16 @@ def _dense_decode(q, kv_layer, block_tables, context_lens, scale) -> Tensor:
 
 
 _ATTENTION = {
-    "paged_prefill_attention": (paged_prefill, prefill_reference, ""),
-    "verify_attention": (verify, decode_reference, ""),
+    "paged_prefill_attention": (
+        paged_prefill,
+        prefill_reference,
+        "prefill_service.kernels.triton_paged_prefill:paged_prefill_attention",
+    ),
+    "verify_attention": (
+        verify,
+        decode_reference,
+        "forebay.kernels.triton_split_attention:split_attention",
+    ),
     "draft_attention": (draft_attention, draft_reference, ""),
     "paged_decode_attention": (
         paged_decode,
@@ -269,6 +278,7 @@ def rope_cases(shapes: list[tuple[int, int, int, int, int]], dtypes: list[torch.
             make,
             num_bytes=2 * rows * (num_heads + 2 * num_kv_heads) * head_dim * dtype.itemsize,
             num_flops=3 * rows * (num_heads + num_kv_heads) * head_dim,
+            triton="forebay.kernels.triton_rope_write:rope_write_kv",
             run=_run_rope,
         )
 
@@ -316,6 +326,7 @@ def pack_cases(shapes: list[tuple[int, int, int, int, int]], dtypes: list[torch.
                 partial(make, name=name),
                 num_bytes=2 * n * layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize,
                 num_flops=0,
+                triton=f"kv_store.kernels.triton_pack:{name}",
                 run=_run_in_place,
             )
 
