@@ -125,7 +125,7 @@ def compile_sample() -> dict[str, dict[str, int]]:
             grid=(1,),
         ),
         "pick": triton_sample.pick_kernel.warmup(
-            F32, F32, *cut, *picks, num_ids, num_blocks, blocks, kept, num_warps=8, grid=(1,)
+            F32, F32, *cut, *picks, num_ids, num_blocks, blocks, kept, num_warps=16, grid=(1,)
         ),
     }
     return {f"sample {name}": resources(kernel) for name, kernel in kernels.items()}
