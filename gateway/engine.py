@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from forebay.errors import FailedPrecondition, ForebayError, Unavailable
 from forebay.kv.index import PrefixIndex
-from forebay.v1.admin_pb2 import GetLoadResponse
+from forebay.v1.admin_pb2 import GetLoadResponse, ListWorkersResponse
 
 from .attempt import Attempt
 from .config import GatewayConfig
 from .generation import Generation
 from .metrics import LIVE
 from .models import Models
+from .recent import RecentRequests
 from .request import Request
 from .router import Demand, Route, RoutedKeys, Router
 from .workers import DECODE, PREFILL, Workers
@@ -27,6 +28,7 @@ class Engine:
         self._router = Router(config.local_prefill_max_tokens)
         self._stored = RoutedKeys()
         self._journal: dict[str, Generation] = {}
+        self.recent = RecentRequests()
 
     def open(self, request: Request) -> Generation:
         """A journal entry; its `close` must be called. Raises Unavailable when too many are live."""
@@ -68,6 +70,11 @@ class Engine:
     def load(self) -> GetLoadResponse:
         """Live requests."""
         return GetLoadResponse(num_running=len(self._journal))
+
+    def list_workers(self) -> ListWorkersResponse:
+        """All known workers, alive or not, and this gateway's traffic."""
+        traffic = self.recent.traffic(self._journal.values())
+        return ListWorkersResponse(workers=self.workers.statuses(), traffic=traffic)
 
     async def check_integrity(self, idle: bool) -> None:
         """With `idle`: no request, no slot and no counted share of a worker is left."""
@@ -112,5 +119,6 @@ class Engine:
         self._stored.add(generation.keys[: generation.num_blocks_ready])
         if generation.route is not None:
             generation.route.decode.routed.add(generation.hash_output())
+        self.recent.add(generation)
         del self._journal[generation.request.request_id]
         LIVE.set(len(self._journal))

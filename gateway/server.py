@@ -74,5 +74,7 @@ def _watch(config: GatewayConfig, workers: Workers, membership: Membership | Non
 
 def _register(server: grpc.aio.Server, engine: Engine) -> None:
     add_InferenceServiceServicer_to_server(InferenceServicer(engine), server)
-    admin = AdminServicer("gateway", new_epoch(), None, engine.load, engine.check_integrity)
+    admin = AdminServicer(
+        "gateway", new_epoch(), None, engine.load, engine.check_integrity, engine.list_workers
+    )
     add_AdminServiceServicer_to_server(admin, server)
