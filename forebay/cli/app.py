@@ -48,7 +48,8 @@ def run() -> None:
     try:
         app()
     except ForebayError as error:
-        sys.stderr.write(f"forebay: {error.message}\n")
+        hint = f"; {error.hint}" if error.hint else ""
+        sys.stderr.write(f"forebay: {error.message}{hint}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 from forebay.cli.lines import event_of, readable
-from forebay.v1 import inference_pb2 as pb
+from forebay.client import Receipt, Usage
 
 STAGES = {
     "starting": "starting",
@@ -95,7 +95,7 @@ class StageView(_Bars):
         return self._tasks[name]
 
 
-def receipt_table(receipt: pb.Receipt, usage: pb.Usage | None) -> Table:
+def receipt_table(receipt: Receipt, usage: Usage | None) -> Table:
     """Stages in milliseconds, cache reuse, placement."""
     table = Table(title=f"receipt {receipt.request_id}", title_justify="left", show_header=False)
     for stage in receipt.stages:

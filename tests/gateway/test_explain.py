@@ -32,10 +32,11 @@ async def test_explain_repeats_the_receipt(rig):
 async def test_explain_a_request_that_failed(rig):
     rig.decode.delay_s, rig.decode.script = 0.02, lambda attach, choice: [11] * 500
     call = rig.stub.Generate(prompt())
-    request_id = (await call.read()).request_id
-    await rig.decode.stop()
+    request_id = dict(await call.initial_metadata())["forebay-request-id"]
     with pytest.raises(grpc.aio.AioRpcError):
-        [m async for m in call]
+        async for message in call:
+            if message.token_ids and rig.decode.slots:
+                await rig.decode.stop()
     story = await explain(rig, request_id)
     assert story.outcome == "WORKER_LOST" and story.receipt.ttft_ms > 0
     assert (await list_workers(rig)).traffic.num_failed_requests == 1
