@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from forebay.cli import ask, serve, tools
+from forebay.cli import ask, bench, serve, tools
 from forebay.errors import ForebayError
 
 EXAMPLES = """[b]Examples[/b]
@@ -17,7 +17,7 @@ forebay generate "The capital of France is" --max-tokens 8\n
 forebay generate --file prompt.txt --temperature 0 --json\n
 forebay chat
 """
-SERVE, USE, DEVELOP = "Serve", "Use a running gateway", "Develop"
+SERVE, USE, OPERATE, DEVELOP = "Serve", "Use a running gateway", "See and measure", "Develop"
 
 app = typer.Typer(
     help="LLM inference as gRPC services: gateway, prefill, decode and draft tiers around a shared KV store.",
@@ -34,6 +34,7 @@ app.command(rich_help_panel=USE, epilog=ask.CHAT_EXAMPLES)(ask.chat)
 app.command(rich_help_panel=USE, epilog=ask.GENERATE_EXAMPLES)(ask.generate)
 app.command(rich_help_panel=USE)(ask.models)
 app.command(rich_help_panel=USE)(ask.health)
+app.command(rich_help_panel=OPERATE, epilog=bench.BENCH_EXAMPLES)(bench.bench)
 app.command(rich_help_panel=DEVELOP)(tools.protos)
 model_app = typer.Typer(help="Convert models.", no_args_is_help=True)
 model_app.command("import")(tools.import_model)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from forebay.cli.lines import event_of, readable
@@ -23,7 +34,7 @@ STAGES = {
 class _Bars:
     """A rich progress display, inert where the console is no terminal."""
 
-    def __init__(self, console: Console | None, *columns: TextColumn | BarColumn | DownloadColumn) -> None:
+    def __init__(self, console: Console | None, *columns: ProgressColumn) -> None:
         self.console = console or Console(stderr=True)
         self.progress = Progress(*columns, TimeElapsedColumn(), console=self.console)
 
@@ -93,6 +104,15 @@ class StageView(_Bars):
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=None, stage="")
         return self._tasks[name]
+
+
+@contextlib.contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar over `total` things on standard error; call the result for each that is done."""
+    bars = _Bars(None, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    task = bars.progress.add_task(title, total=total)
+    with bars:
+        yield lambda: bars.progress.advance(task)
 
 
 def receipt_table(receipt: Receipt, usage: Usage | None) -> Table:

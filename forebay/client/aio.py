@@ -124,11 +124,21 @@ class AsyncForebay:
         model: str | None = None,
         stop: Sequence[str] = (),
         request_id: str | None = None,
+        text_output: bool | None = None,
+        keep_special_tokens: bool | None = None,
         timeout_s: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncStream:
         """Continue a prompt, a text or token ids; `async for` over the result, or `await collect()`."""
-        request = requests.generate_request(prompt, model, stop, request_id, sampling)
+        request = requests.generate_request(
+            prompt,
+            model,
+            stop,
+            request_id,
+            sampling,
+            text_output=text_output,
+            keep_special_tokens=keep_special_tokens,
+        )
         return self._open(self._stub.Generate, request, timeout_s)
 
     def chat(

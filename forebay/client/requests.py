@@ -40,10 +40,20 @@ class Message(TypedDict):
 
 
 def generate_request(
-    prompt: Prompt, model: str | None, stop: Sequence[str], request_id: str | None, sampling: Sampling
+    prompt: Prompt,
+    model: str | None,
+    stop: Sequence[str],
+    request_id: str | None,
+    sampling: Sampling,
+    *,
+    text_output: bool | None = None,
+    keep_special_tokens: bool | None = None,
 ) -> pb.GenerateRequest:
     """A prompt as text or token ids."""
     request = pb.GenerateRequest(model=_name(model), request_id=request_id, sampling=to_sampling(sampling))
+    for name, value in (("text_output", text_output), ("keep_special_tokens", keep_special_tokens)):
+        if value is not None:
+            setattr(request, name, value)
     request.stop.extend(_text("stop", text) for text in stop)
     if isinstance(prompt, str):
         request.text = _text("prompt", prompt)

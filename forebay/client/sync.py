@@ -116,11 +116,21 @@ class Forebay:
         model: str | None = None,
         stop: Sequence[str] = (),
         request_id: str | None = None,
+        text_output: bool | None = None,
+        keep_special_tokens: bool | None = None,
         timeout_s: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Stream:
         """Continue a prompt, a text or token ids; iterate over the result, or `collect()` it."""
-        request = requests.generate_request(prompt, model, stop, request_id, sampling)
+        request = requests.generate_request(
+            prompt,
+            model,
+            stop,
+            request_id,
+            sampling,
+            text_output=text_output,
+            keep_special_tokens=keep_special_tokens,
+        )
         return self._open(self._stub.Generate, request, timeout_s)
 
     def chat(
