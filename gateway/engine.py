@@ -24,11 +24,11 @@ class Engine:
         self, config: GatewayConfig, models: Models, workers: Workers, index: PrefixIndex | None
     ) -> None:
         self.models, self.workers = models, workers
+        self.recent = RecentRequests()
         self._config, self._index = config, index
         self._router = Router(config.local_prefill_max_tokens)
         self._stored = RoutedKeys()
         self._journal: dict[str, Generation] = {}
-        self.recent = RecentRequests()
 
     def open(self, request: Request) -> Generation:
         """A journal entry; its `close` must be called. Raises Unavailable when too many are live."""

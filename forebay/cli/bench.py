@@ -49,10 +49,13 @@ def bench(
         float | None, _option("Goodput: p99 of a request's pauses within, ms.", RESULT)
     ] = None,
     json_file: Annotated[Path | None, _option("Write the numbers to a file.", RESULT, "--json")] = None,
+    plot: Annotated[Path | None, _option("Draw the distributions to an SVG file.", RESULT)] = None,
     compare: Annotated[tuple[Path, Path] | None, _option("Compare two such files and end.", RESULT)] = None,
 ) -> None:
     """Send load to a gateway; shows latencies, rates, goodput, and where the time went."""
-    options = {name: value for name, value in locals().items() if name not in ("compare", "json_file")}
+    options = {
+        name: value for name, value in locals().items() if name not in ("compare", "json_file", "plot")
+    }
     if compare is not None:
         _compare(*compare)
         return
@@ -68,6 +71,10 @@ def bench(
     Console().print(report(summary))
     if json_file is not None:
         json_file.write_text(json.dumps(summary, indent=1) + "\n")
+    if plot is not None:
+        from forebay.bench.plot import render
+
+        plot.write_text(render(samples))
     raise typer.Exit(1 if all(sample.error for sample in samples) else 0)
 
 

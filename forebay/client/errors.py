@@ -15,6 +15,7 @@ HINTS = {
     NOT_REACHED: "`forebay up` starts a gateway",
     "NO_DECODE_CAPACITY": "`forebay top` shows which workers are alive; try again when one is back",
     "OVERLOADED": "send fewer requests at once, or add workers",
+    "DRAINING": "it is being stopped: another gateway, or the same one after its restart, takes new requests",
     "STARTING": "`forebay health` says when it serves",
     "MODEL_NOT_FOUND": "`forebay models` lists what is served",
     "REQUEST_NOT_FOUND": "its receipt also came with the last message of its stream",

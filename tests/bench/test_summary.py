@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 from rich.console import Console
 
+from forebay.bench.plot import render
 from forebay.bench.runner import Sample
 from forebay.bench.summary import Slo, load, percentile, summarize
 from forebay.bench.tables import comparison, report
@@ -92,3 +94,15 @@ def test_files_that_are_no_result(tmp_path, text):
         load(path)
     with pytest.raises(InvalidArgument, match="cannot be read"):
         load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES[2:], SAMPLES[:1]])
+def test_the_plot_is_an_svg_whose_lines_stay_inside(samples):
+    root = ElementTree.fromstring(render(samples))
+    lines = [
+        line for line in root.iter("{http://www.w3.org/2000/svg}polyline") if line.get("class") == "line"
+    ]
+    assert len(lines) == 4
+    points = [tuple(map(float, point.split(","))) for line in lines for point in line.get("points").split()]
+    assert all(44 <= x <= 276 and 44 <= y <= 244 for x, y in points)
+    assert bool(points) == any(not sample.error for sample in samples)
