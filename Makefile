@@ -24,8 +24,12 @@ test: $(VENV)/.dev  ## Run the gates and all CPU tests
 check: $(VENV)/.dev  ## Run the gates only: format, lint, types, imports, protos
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check --gates
 
-bench: $(VENV)/.dev  ## Measure the services beside transformers on the demo model (BENCH="..." passes flags)
-	$(BIN)/python benchmarks/serve.py $(BENCH)
+bench: $(VENV)/.dev  ## Measure everything beside its peer or limit; JSON in benchmarks/results/
+	$(BIN)/python benchmarks/serve.py --dtype bfloat16 --out benchmarks/results/serve_cpu_bfloat16.json
+	$(BIN)/python benchmarks/serve.py --dtype float32 --out benchmarks/results/serve_cpu_float32.json
+	$(BIN)/python benchmarks/gateway_tokens.py --streams 64 --out benchmarks/results/gateway_tokens.json
+	$(BIN)/python benchmarks/step_frame.py --out benchmarks/results/step_frame.json
+	$(BIN)/python benchmarks/kv_transfer.py --out benchmarks/results/kv_transfer.json
 
 protos: $(VENV)/.dev  ## Regenerate forebay/v1 from protos/
 	$(BIN)/forebay protos

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import platform
 import subprocess
 import sys
 import time
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     worker = multiprocessing.get_context("spawn").Process(
@@ -171,7 +173,11 @@ def main() -> None:
         cwd=Path(__file__).parent.parent,
     )
     try:
-        print(json.dumps(asyncio.run(measure(address, args.streams, psutil.Process(gateway.pid)))))
+        row = asyncio.run(measure(address, args.streams, psutil.Process(gateway.pid)))
+        print(json.dumps(row))
+        if args.out:
+            machine = {"cores": psutil.cpu_count(), "python": platform.python_version()}
+            args.out.write_text(json.dumps({"machine": machine, "row": row}, indent=1) + "\n")
     finally:
         gateway.terminate()
         gateway.wait(10)

@@ -53,6 +53,11 @@ class DecodeEngine:
         self._handoff = handoff
         self._slots: dict[Owner, Slot] = {}
 
+    @property
+    def num_slots(self) -> int:
+        """Requests of all gateways."""
+        return len(self._slots)
+
     # Commands
 
     def attach(self, request_id: str, lead: Sequence) -> None:

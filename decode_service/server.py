@@ -104,6 +104,10 @@ class DecodeParts:
             await self._mover.drain(DRAIN_S)
         await self._engine_loop.call(self.engine.check_integrity, is_idle)
 
+    async def drain(self) -> None:
+        """Requests at hand end; then the gateways' streams do."""
+        await self.servicer.drain()
+
     def fail(self) -> None:
         """The engine has ended: end the streams."""
         self.servicer.fail(Unavailable("the decode engine has failed", reason="ENGINE_FAILED"))

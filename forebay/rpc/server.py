@@ -126,9 +126,10 @@ async def _build_unless(stopping: asyncio.Event, building: Awaitable[Service]) -
 
 async def _drain(server: Server, service: Service, grace_s: float, hurry: asyncio.Event) -> None:
     await server.health.enter_graceful_shutdown()
+    ends_s = time.monotonic() + grace_s
     if service.drain is not None:
-        await service.drain()
-    await _first(server.stop(grace_s), hurry.wait())
+        await _first(service.drain(), asyncio.sleep(grace_s), hurry.wait())
+    await _first(server.stop(max(0.0, ends_s - time.monotonic())), hurry.wait())
 
 
 def serve(

@@ -34,15 +34,33 @@ _LOG2_E = 1.4426950408889634
 
 
 @gluon.jit
-def _find_tile(index, cu_query_lens, context_lens, num_seqs, num_heads, BM: gl.constexpr):
-    """Map a tile index to (sequence, head, first query row, rows, position of the first row, context length).
+def _plan(cu_query_lens, num_seqs, num_heads, BM: gl.constexpr):
+    """Return (slots that tiles are looked for in, tiles of the longest run if slots are sorted, else 0).
 
-    Sequence s owns tile rows cu_query_lens[s] // BM + s and up: enough for its queries without a prefix
-    sum. Its longest tiles come first. A tile beyond a sequence's queries, or the last sequence, has rows
-    <= 0.
+    Sorted slots hold all sequences' tiles from the last to the first, and blanks where a run is shorter. With
+    many sequences or blanks, slots are packed: sequence s owns rows cu_query_lens[s] // BM + s and up, enough
+    for its queries without a prefix sum.
     """
-    head = index % num_heads
-    row = index // num_heads
+    most = 0
+    for seq in range(gl.where(num_seqs <= 16, num_seqs, 0)):
+        run = gl.load(cu_query_lens + seq + 1) - gl.load(cu_query_lens + seq)
+        most = gl.maximum(most, (run + BM - 1) // BM)
+    packed = gl.load(cu_query_lens + num_seqs) // BM + num_seqs
+    most = gl.where(most * num_seqs <= 4 * packed, most, 0)
+    return gl.where(most > 0, most * num_seqs, packed) * num_heads, most
+
+
+@gluon.jit
+def _slot(turn, most):
+    """Slot of this program's turn; left to right, then right to left evens out costs that only fall."""
+    program = gl.program_id(0)
+    last = gl.num_programs(0) - 1
+    return turn * (last + 1) + gl.where((most > 0) & (turn % 2 == 1), last - program, program)
+
+
+@gluon.jit
+def _find_sequence(row, cu_query_lens, num_seqs, BM: gl.constexpr):
+    """Sequence of a packed row."""
     low = 0
     high = num_seqs
     while high - low > 1:
@@ -51,21 +69,29 @@ def _find_tile(index, cu_query_lens, context_lens, num_seqs, num_heads, BM: gl.c
             low = middle
         else:
             high = middle
-    start = gl.load(cu_query_lens + low)
-    end = gl.load(cu_query_lens + low + 1)
-    context = gl.load(context_lens + low)
-    tile = (end - start + BM - 1) // BM - 1 - (row - (start // BM + low))
-    first = start + tile * BM
-    rows = gl.where(tile >= 0, gl.minimum(end - first, BM), 0)
-    return low, head, first, rows, context - end + first, context
+    return low
 
 
 @gluon.jit
-def _tile_index(turn):
-    """Tile of this program's turn: left to right, then right to left, so that falling costs even out."""
-    program = gl.program_id(0)
-    last = gl.num_programs(0) - 1
-    return turn * (last + 1) + gl.where(turn % 2 == 0, program, last - program)
+def _find_tile(slot, cu_query_lens, context_lens, num_seqs, num_heads, most, BM: gl.constexpr):
+    """Map a slot to (sequence, head, first query row, rows, position of the first row, context length).
+
+    A blank slot has 0 rows.
+    """
+    head = slot % num_heads
+    row = slot // num_heads
+    seq = row % num_seqs
+    if most == 0:
+        seq = _find_sequence(row, cu_query_lens, num_seqs, BM)
+    start = gl.load(cu_query_lens + seq)
+    end = gl.load(cu_query_lens + seq + 1)
+    context = gl.load(context_lens + seq)
+    tile = most - 1 - row // num_seqs
+    if most == 0:
+        tile = (end - start + BM - 1) // BM - 1 - (row - (start // BM + seq))
+    first = start + tile * BM
+    rows = gl.where(tile >= 0, gl.maximum(gl.minimum(end - first, BM), 0), 0)
+    return seq, head, first, rows, context - end + first, context
 
 
 @gluon.jit
@@ -74,11 +100,12 @@ def _num_kv_tiles(position, rows, BN: gl.constexpr):
 
 
 @gluon.jit
-def _load(loads, bars, BM: gl.constexpr, BN: gl.constexpr, BOX: gl.constexpr):
+def _load(loads, plan, bars, BM: gl.constexpr, BN: gl.constexpr, BOX: gl.constexpr):
     """Producer warp: fetch a query tile, then its KV tiles from the last one (the diagonal) to the first."""
     q_desc, kv_desc, block_tables, cu_query_lens, context_lens, q_bufs, k_bufs, v_bufs = loads[0]
-    table_stride, num_seqs, num_tiles, num_heads, num_kv_heads = loads[1]
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, _ = bars
+    table_stride, num_seqs, num_heads, num_kv_heads = loads[1]
+    num_slots, most = plan
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     STAGES: gl.constexpr = k_bufs.type.shape[0]
     D: gl.constexpr = k_bufs.type.shape[2]
     HALVES: gl.constexpr = D // 64
@@ -86,9 +113,9 @@ def _load(loads, bars, BM: gl.constexpr, BN: gl.constexpr, BOX: gl.constexpr):
     PAGES: gl.constexpr = BN // 64
     tiles_done = 0
     kv_done = 0
-    for turn in range((num_tiles + gl.num_programs(0) - 1) // gl.num_programs(0)):
+    for turn in range((num_slots + gl.num_programs(0) - 1) // gl.num_programs(0)):
         seq, head, first, rows, position, context = _find_tile(
-            _tile_index(turn), cu_query_lens, context_lens, num_seqs, num_heads, BM
+            _slot(turn, most), cu_query_lens, context_lens, num_seqs, num_heads, most, BM
         )
         if rows > 0:
             mbarrier.wait(q_empty, (tiles_done & 1) ^ 1)
@@ -171,23 +198,13 @@ def _clear_tail(v_buf, num_tokens):
 
 @gluon.jit
 def _attend(  # noqa: PLR0915
-    shared, bars, W: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, PING_PONG: gl.constexpr
+    shared, plan, bars, W: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr
 ):
     """Consumer warpgroup W: rows 64 W to 64 W + 63 of every query tile."""
-    (
-        out,
-        cu_query_lens,
-        context_lens,
-        q_bufs,
-        k_bufs,
-        v_bufs,
-        out_stride,
-        num_seqs,
-        num_tiles,
-        num_heads,
-        scale,
-    ) = shared
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, turns = bars
+    out, cu_query_lens, context_lens, q_bufs, k_bufs, v_bufs = shared[0]
+    num_seqs, num_heads, scale = shared[1]
+    num_slots, most = plan
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     STAGES: gl.constexpr = k_bufs.type.shape[0]
     D: gl.constexpr = k_bufs.type.shape[2]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -196,15 +213,16 @@ def _attend(  # noqa: PLR0915
     STORE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     tiles_done = 0
     kv_done = 0
-    passes = 0
     q = q_bufs.index(W)
-    for turn in range((num_tiles + gl.num_programs(0) - 1) // gl.num_programs(0)):
+    for turn in range((num_slots + gl.num_programs(0) - 1) // gl.num_programs(0)):
         seq, head, first, rows, position, context = _find_tile(
-            _tile_index(turn), cu_query_lens, context_lens, num_seqs, num_heads, BM
+            _slot(turn, most), cu_query_lens, context_lens, num_seqs, num_heads, most, BM
         )
         if rows > 0:
             num_kv = _num_kv_tiles(position, rows, BN)
             position += W * 64
+            first += W * 64
+            rows -= W * 64
             num_open = gl.minimum((position + 1) // BN, num_kv - 1)  # KV tiles that no row masks
             mbarrier.wait(q_full, tiles_done & 1)
             tiles_done += 1
@@ -214,12 +232,7 @@ def _attend(  # noqa: PLR0915
             if num_kv * BN > context:
                 mbarrier.wait(v_full.index(stage), phase)
                 _clear_tail(v_bufs.index(stage), context - (num_kv - 1) * BN)
-            if PING_PONG:
-                mbarrier.wait(turns.index(W), passes & 1)
-                passes += 1
             s = _scores(q, k_bufs.index(stage), BN, S_LAYOUT)
-            if PING_PONG:
-                mbarrier.arrive(turns.index((W + 1) % (BM // 64)))
             s = warpgroup_mma_wait(0, deps=(s,))
             mbarrier.arrive(k_empty.index(stage))
             s = _mask(s, num_kv - 1, position, BN, S_LAYOUT)
@@ -237,14 +250,9 @@ def _attend(  # noqa: PLR0915
                 kv_done += 1
                 stage = kv_done % STAGES
                 phase = (kv_done // STAGES) & 1
-                if PING_PONG:
-                    mbarrier.wait(turns.index(W), passes & 1)
-                    passes += 1
                 s = _scores(q, k_bufs.index(stage), BN, S_LAYOUT)
                 mbarrier.wait(v_full.index(v_stage), v_phase)
                 acc = warpgroup_mma(p, v_bufs.index(v_stage), acc, is_async=True)
-                if PING_PONG:
-                    mbarrier.arrive(turns.index((W + 1) % (BM // 64)))
                 s = warpgroup_mma_wait(1, deps=(s,))
                 mbarrier.arrive(k_empty.index(stage))
                 if j >= num_open:
@@ -254,7 +262,7 @@ def _attend(  # noqa: PLR0915
                 # the wait for P V up.
                 coming = kv_done + 1
                 mbarrier.wait(k_full.index(coming % STAGES), coming // STAGES & 1, pred=j > 0)
-                acc, p, next_p = warpgroup_mma_wait(0, deps=(acc, p, next_p))
+                acc, p = warpgroup_mma_wait(0, deps=(acc, p))
                 mbarrier.arrive(v_empty.index(v_stage))
                 acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT))[:, None]
                 p = next_p
@@ -266,9 +274,9 @@ def _attend(  # noqa: PLR0915
             kv_done += 1
             acc = acc / gl.convert_layout(total, gl.SliceLayout(1, O_LAYOUT))[:, None]
             value = gl.convert_layout(acc.to(gl.bfloat16), STORE)
-            row = W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, STORE))
+            row = gl.arange(0, 64, layout=gl.SliceLayout(1, STORE))
             column = gl.arange(0, D, layout=gl.SliceLayout(0, STORE))
-            offsets = (first + row).to(gl.int64)[:, None] * out_stride + (head * D + column)[None, :]
+            offsets = (first + row).to(gl.int64)[:, None] * (num_heads * D) + (head * D + column)[None, :]
             gl.store(out + offsets, value, mask=(row < rows)[:, None])
 
 
@@ -281,9 +289,7 @@ def _prefill_kernel(
     cu_query_lens,
     context_lens,
     table_stride,
-    out_stride,
     num_seqs,
-    num_tiles,
     num_heads,
     num_kv_heads,
     scale_log2,
@@ -292,7 +298,6 @@ def _prefill_kernel(
     BN: gl.constexpr,
     STAGES: gl.constexpr,
     BOX: gl.constexpr,
-    PING_PONG: gl.constexpr,
 ):
     """q_desc over [T, Hq D], kv_desc over [blocks 2 Hkv bs, D], out [T, Hq, D]."""
     GROUPS: gl.constexpr = BM // 64
@@ -306,7 +311,6 @@ def _prefill_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BAR)
-    turns = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BAR)
     mbarrier.init(q_full, count=1)
     mbarrier.init(q_empty, count=GROUPS)
     for i in gl.static_range(STAGES):
@@ -314,21 +318,18 @@ def _prefill_kernel(
         mbarrier.init(k_empty.index(i), count=GROUPS)
         mbarrier.init(v_full.index(i), count=1)
         mbarrier.init(v_empty.index(i), count=GROUPS)
-    for w in gl.static_range(GROUPS):
-        mbarrier.init(turns.index(w), count=1)
-    if PING_PONG:
-        mbarrier.arrive(turns.index(0))
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, turns)
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    plan = _plan(cu_query_lens, num_seqs, num_heads, BM)
     tensors = (q_desc, kv_desc, block_tables, cu_query_lens, context_lens, q_bufs, k_bufs, v_bufs)
-    loads = (tensors, (table_stride, num_seqs, num_tiles, num_heads, num_kv_heads))
-    outputs = (out, cu_query_lens, context_lens, q_bufs, k_bufs, v_bufs, out_stride)
-    shared = outputs + (num_seqs, num_tiles, num_heads, scale_log2)
+    loads = (tensors, (table_stride, num_seqs, num_heads, num_kv_heads))
+    buffers = (out, cu_query_lens, context_lens, q_bufs, k_bufs, v_bufs)
+    shared = (buffers, (num_seqs, num_heads, scale_log2))
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_attend, (shared, bars, 0, BM, BN, PING_PONG)),
-                (_attend, (shared, bars, 1, BM, BN, PING_PONG)),
-                (_load, (loads, bars, BM, BN, BOX)),
+                (_attend, (shared, plan, bars, 0, BM, BN)),
+                (_attend, (shared, plan, bars, 1, BM, BN)),
+                (_load, (loads, plan, bars, BM, BN, BOX)),
             ],
             [4, 1],
             [240, 24],
@@ -336,10 +337,10 @@ def _prefill_kernel(
     else:
         gl.warp_specialize(
             [
-                (_attend, (shared, bars, 0, BM, BN, PING_PONG)),
-                (_attend, (shared, bars, 1, BM, BN, PING_PONG)),
-                (_attend, (shared, bars, 2, BM, BN, PING_PONG)),
-                (_load, (loads, bars, BM, BN, BOX)),
+                (_attend, (shared, plan, bars, 0, BM, BN)),
+                (_attend, (shared, plan, bars, 1, BM, BN)),
+                (_attend, (shared, plan, bars, 2, BM, BN)),
+                (_load, (loads, plan, bars, BM, BN, BOX)),
             ],
             [4, 4, 1],
             [160, 160, 24],
@@ -361,7 +362,6 @@ def paged_prefill_attention(
     context_lens: Tensor,
     scale: float,
     num_programs: int | None = None,
-    ping_pong: bool = False,
 ) -> Tensor:
     """Launch; arguments as the wrapper's. num_programs bounds the persistent programs, by default one a
     multiprocessor.
@@ -375,9 +375,9 @@ def paged_prefill_attention(
     _prefill_kernel[(min(num_tiles, num_programs),)](
         _boxes(q.view(num_queries, -1)), _boxes(kv_layer.view(-1, head_dim)), out, block_tables,
         cu_query_lens,
-        context_lens, block_tables.stride(0), num_heads * head_dim, num_seqs, num_tiles, num_heads,
+        context_lens, block_tables.stride(0), num_seqs, num_heads,
         num_kv_heads,
-        scale * _LOG2_E, head_dim, block_m, block_n, stages, _BOX_LAYOUT, ping_pong, num_warps=4,
+        scale * _LOG2_E, head_dim, block_m, block_n, stages, _BOX_LAYOUT, num_warps=4,
         maxnreg=168 if block_m == 128 else 128,
     )  # fmt: skip
     return out

@@ -197,6 +197,21 @@ async def test_cancel_is_acknowledged(serve: MakeRig) -> None:
         assert gateway.finished[1].reason == common_pb2.FINISH_REASON_CANCELLED
 
 
+async def test_drain_ends_the_stream_with_its_last_request(serve: MakeRig) -> None:
+    async with serve() as rig, rig.gateway() as gateway:
+        await gateway.attach(1, prompt_of(10), SamplingParams(max_tokens=20, ignore_eos=True))
+        await gateway.start(1)
+        await gateway.read()
+        draining = asyncio.create_task(rig.parts.drain())
+        await asyncio.sleep(0)
+        await gateway.attach(2, prompt_of(10), SamplingParams(max_tokens=20))
+        await gateway.read_until_finished(1, 2)
+        assert gateway.finished[1].reason == common_pb2.FINISH_REASON_LENGTH
+        assert gateway.finished[2].error_reason == "DRAINING"
+        await asyncio.wait_for(draining, 5)
+        assert await asyncio.wait_for(gateway.call.read(), 5) is grpc.aio.EOF
+
+
 @pytest.mark.parametrize("end", ["cancel", "close", "half-close"])
 async def test_a_gateway_that_goes_away_frees_all_it_had(serve: MakeRig, naive: Naive, end: str) -> None:
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)

@@ -70,8 +70,8 @@ def compile_prefill(num_heads: int, num_kv_heads: int, head_dim: int) -> dict[st
     """Prompt attention with its shipped tiles."""
     q = torch.empty(512, num_heads * head_dim, dtype=torch.bfloat16)
     kv = torch.empty(9 * 2 * num_kv_heads * 64, head_dim, dtype=torch.bfloat16)
-    lengths = (64, num_heads * head_dim, 17, 1000, num_heads, num_kv_heads, 0.1)
-    tile = (head_dim, *prefill._TILES[head_dim], prefill._BOX_LAYOUT, False)
+    lengths = (64, 17, num_heads, num_kv_heads, 0.1)
+    tile = (head_dim, *prefill._TILES[head_dim], prefill._BOX_LAYOUT)
     arguments = (prefill._boxes(q), prefill._boxes(kv), q, I32, I32, I32, *lengths, *tile)
     maxnreg = 168 if tile[1] == 128 else 128
     return resources(prefill._prefill_kernel.warmup(*arguments, num_warps=4, maxnreg=maxnreg, grid=(132,)))

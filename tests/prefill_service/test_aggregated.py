@@ -241,4 +241,4 @@ def test_options_of_both_services_are_one_configuration() -> None:
     assert (prefill.max_batch_tokens, decode.max_batch_tokens, decode.speculate) == (64, 300, "ngram")
     assert {f.name for f in dataclasses.fields(Config)} >= {"listen", "max_running", "mixed_batch_tokens"}
     with pytest.raises(ConfigError, match="max_batch_tokens"):
-        load(Config, "aggregated", ["--decode-max-batch-tokens=3"], {})
+        load(Config, "aggregated", ["--decode-max-batch-tokens=-1"], {})
