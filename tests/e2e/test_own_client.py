@@ -37,8 +37,9 @@ def test_the_client(rig):
 
 
 def test_the_commands(rig, tmp_path):
-    options = "--num-requests 6 --concurrency 2 --input-length 64 --prefix-length 32 --output-length 8".split()
-    shown = forebay(rig, "bench", *options, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.svg")
+    load = {"num-requests": 6, "concurrency": 2, "input-length": 64, "prefix-length": 32, "output-length": 8}
+    files = {"json": tmp_path / "a.json", "plot": tmp_path / "a.svg"}
+    shown = forebay(rig, "bench", *(f"--{name}={value}" for name, value in (load | files).items()))
     run = json.loads((tmp_path / "a.json").read_text())
     assert run["errors"] == {} and run["output_tokens"] == 48 and run["cached_tokens"] > 0
     assert {"prefill", "decode"} <= run["stages_ms"].keys() and "first token" in shown
