@@ -67,7 +67,7 @@ def _pairs(before: Summary, after: Summary) -> Iterator[tuple[str, float, float,
     for key in ("requests_per_s", "output_tokens_per_s", "hit_rate"):
         yield key, before[key], after[key], True
     yield "goodput requests/s", before["goodput"]["requests_per_s"], after["goodput"]["requests_per_s"], True
-    for name in before["stages_ms"].keys() & after["stages_ms"].keys():
+    for name in (name for name in before["stages_ms"] if name in after["stages_ms"]):
         old, new = before["stages_ms"][name]["mean"], after["stages_ms"][name]["mean"]
         yield f"stage {name} mean, ms", old, new, False
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from forebay.client import CallError, Fleet, Forebay, Traffic, Worker
 
@@ -46,7 +47,7 @@ def watch(client: Forebay, interval_s: float, console: Console) -> None:
 
 def view(address: str, now: Snapshot, last: Snapshot | None) -> RenderableType:
     """All of it; rates need an earlier snapshot."""
-    lines = _traffic_lines(address, now, last)
+    lines = map(Text.from_markup, _traffic_lines(address, now, last))
     return Group(*lines, "", _table(now, last))
 
 
@@ -54,8 +55,9 @@ def _traffic_lines(address: str, now: Snapshot, last: Snapshot | None) -> Iterat
     traffic = now.fleet.traffic
     tokens_per_s = _rate(now, last, "num_output_tokens")
     requests_per_s = _rate(now, last, "num_ended_requests")
-    yield f"[b]gateway {address}[/b]  {traffic.num_live_requests} live, {traffic.num_ended_requests} ended, "
-    yield f"[b]{tokens_per_s}[/b] tokens/s  {requests_per_s} requests/s  hit rate {_hit_rate(now, last)}"
+    counts = (traffic.num_live_requests, traffic.num_ended_requests, traffic.num_failed_requests)
+    yield f"[b]gateway {address}[/b]  {counts[0]} live, {counts[1]} ended, {counts[2]} of them failed"
+    yield f"[b]{tokens_per_s} tokens/s[/b]  {requests_per_s} requests/s  hit rate {_hit_rate(now, last)}"
     yield (
         f"first token p50 {traffic.ttft_p50_ms:.0f} ms, p99 {traffic.ttft_p99_ms:.0f} ms   "
         f"per token p50 {traffic.tpot_p50_ms:.1f} ms, p99 {traffic.tpot_p99_ms:.1f} ms"
