@@ -5,6 +5,7 @@ from __future__ import annotations
 from forebay.errors import FailedPrecondition, ForebayError, Unavailable
 from forebay.kv.index import PrefixIndex
 from forebay.v1.admin_pb2 import GetLoadResponse, ListWorkersResponse
+from forebay.v1.inference_pb2 import ExplainResponse
 
 from .attempt import Attempt
 from .config import GatewayConfig
@@ -24,7 +25,7 @@ class Engine:
         self, config: GatewayConfig, models: Models, workers: Workers, index: PrefixIndex | None
     ) -> None:
         self.models, self.workers = models, workers
-        self.recent = RecentRequests()
+        self._recent = RecentRequests()
         self._config, self._index = config, index
         self._router = Router(config.local_prefill_max_tokens)
         self._stored = RoutedKeys()
@@ -71,9 +72,15 @@ class Engine:
         """Live requests."""
         return GetLoadResponse(num_running=len(self._journal))
 
+    def explain(self, request_id: str) -> ExplainResponse:
+        """The story of a request that ended lately; raises FailedPrecondition while it runs."""
+        if request_id in self._journal:
+            raise FailedPrecondition(f"request {request_id} still runs", reason="REQUEST_RUNNING")
+        return self._recent.find(request_id)
+
     def list_workers(self) -> ListWorkersResponse:
         """All known workers, alive or not, and this gateway's traffic."""
-        traffic = self.recent.traffic(self._journal.values())
+        traffic = self._recent.traffic(self._journal.values())
         return ListWorkersResponse(workers=self.workers.statuses(), traffic=traffic)
 
     async def check_integrity(self, idle: bool) -> None:
@@ -119,6 +126,6 @@ class Engine:
         self._stored.add(generation.keys[: generation.num_blocks_ready])
         if generation.route is not None:
             generation.route.decode.routed.add(generation.hash_output())
-        self.recent.add(generation)
+        self._recent.add(generation)
         del self._journal[generation.request.request_id]
         LIVE.set(len(self._journal))

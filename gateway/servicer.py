@@ -63,7 +63,7 @@ class InferenceServicer(InferenceServiceServicer):
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
     ) -> pb.ExplainResponse:
         """What happened to a recent request."""
-        return self._engine.recent.find(request.request_id)
+        return self._engine.explain(request.request_id)
 
     async def _stream(
         self, request: Request, context: grpc.aio.ServicerContext, response_type: type[R]

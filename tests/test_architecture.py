@@ -48,6 +48,7 @@ def test_import_contracts():
         ("prefill_service.server", {"transformers", "gguf"}),
         ("decode_service.server", {"transformers", "gguf"}),
         ("draft_service.server", {"transformers", "gguf"}),
+        ("forebay.client", {"torch", "triton", "transformers", "numpy", "redis", "tokenizers"}),
         ("forebay.cli.app", {"torch", "triton", "transformers", "numpy"}),
     ],
 )

@@ -18,6 +18,7 @@ HINTS = {
     "DRAINING": "it is being stopped: another gateway, or the same one after its restart, takes new requests",
     "STARTING": "`forebay health` says when it serves",
     "MODEL_NOT_FOUND": "`forebay models` lists what is served",
+    "REQUEST_RUNNING": "ask again when it has ended",
     "REQUEST_NOT_FOUND": "its receipt also came with the last message of its stream",
     "SLOW_CONSUMER": "read the stream faster, or ask for fewer tokens at once",
     "DEADLINE_EXCEEDED": "allow more time with timeout_s (--timeout), or ask for fewer tokens",

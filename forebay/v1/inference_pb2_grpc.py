@@ -119,7 +119,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """What happened to a recent request; NOT_FOUND once the gateway has forgotten it.
+        """What happened to a recent request; FAILED_PRECONDITION while it runs, NOT_FOUND once it is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,6 +48,8 @@ async def test_explain_a_cancelled_request(rig):
     call = rig.stub.Generate(prompt())
     metadata = dict(await call.initial_metadata())
     await asyncio.sleep(0.05)
+    with pytest.raises(grpc.aio.AioRpcError, match="still runs"):
+        await explain(rig, metadata["forebay-request-id"])
     call.cancel()
     await rig.check_idle()
     story = await explain(rig, metadata["forebay-request-id"])
