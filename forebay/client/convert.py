@@ -24,12 +24,16 @@ def to_delta(piece: Piece) -> types.Delta:
         choice=piece.choice,
         token_ids=tuple(piece.token_ids),
         text=piece.text,
-        logprobs=tuple(_same(types.TokenLogprobs, entry) for entry in piece.logprobs),
+        logprobs=tuple(map(_to_logprobs, piece.logprobs)) if piece.logprobs else (),
         finish_reason=FinishReason(piece.finish_reason).name.lower() if piece.finish_reason else None,
         usage=to_usage(piece.usage) if piece.HasField("usage") else None,
         receipt=to_receipt(piece.receipt) if piece.HasField("receipt") else None,
         request_id=piece.request_id,
     )
+
+
+def _to_logprobs(entry: common_pb2.TokenLogprobs) -> types.TokenLogprobs:
+    return _same(types.TokenLogprobs, entry)
 
 
 def to_usage(usage: pb.Usage) -> types.Usage:

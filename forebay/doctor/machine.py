@@ -29,8 +29,14 @@ def versions() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     is_new = sys.version_info >= (3, 11)
     yield Finding("python", "good" if is_new else "bad", python, "" if is_new else "use Python 3.11 or newer")
-    misfits = [misfit for line in requires("forebay") or () if (misfit := _misfit(line))]
-    if misfits:
+    try:
+        declared = requires("forebay") or []
+    except PackageNotFoundError:
+        yield Finding(
+            "packages", "poor", "run from a folder, not installed", "pip install -c constraints.txt -e ."
+        )
+        return
+    if misfits := [misfit for line in declared if (misfit := _misfit(line))]:
         yield Finding("packages", "bad", "; ".join(misfits), "pip install -c constraints.txt -e .")
     else:
         shown = ", ".join(f"{name} {version(name)}" for name in ("grpcio", "protobuf", "torch"))
@@ -51,9 +57,9 @@ def gpu() -> Iterator[Finding]:
         return
     if done.returncode:
         yield Finding("gpu", "bad", done.stdout.strip() or done.stderr.strip(), "install a matching driver")
-    elif "+cpu" in version("torch"):
+    elif "+cpu" in (torch := _version("torch")):
         fix = "pip install torch from an index with CUDA builds"
-        yield Finding("gpu", "poor", f"torch {version('torch')} cannot use {done.stdout.strip()}", fix)
+        yield Finding("gpu", "poor", f"torch {torch} cannot use {done.stdout.strip()}", fix)
     else:
         yield Finding("gpu", "good", done.stdout.strip())
 
@@ -137,11 +143,17 @@ def _misfit(line: str) -> str:
     if match is None or "extra" in marker or "platform_system" in marker:
         return ""
     name, least = match[1], match[2]
-    try:
-        found = version(name)
-    except PackageNotFoundError:
+    if not (found := _version(name)):
         return f"{name} is missing"
     return f"{name} {found} is older than {least}" if least and _parts(found) < _parts(least) else ""
+
+
+def _version(name: str) -> str:
+    """The installed version, or nothing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _parts(text: str) -> tuple[int, ...]:

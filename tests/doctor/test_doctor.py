@@ -40,6 +40,14 @@ def test_an_old_or_missing_package(monkeypatch):
     assert "nosuchpackage is missing" in packages.found and packages.fix and python.state == "good"
 
 
+def test_a_source_folder_that_is_not_installed(monkeypatch):
+    def missing(name):
+        raise machine.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "requires", missing)
+    assert states(machine.versions()) == ["good", "poor"]
+
+
 def test_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
