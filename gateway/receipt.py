@@ -86,9 +86,9 @@ def stages(timeline: Timeline) -> list[Stage]:
     if timeline.prefill is not None:
         _prefill_stages(cuts, timeline, timeline.prefill)
     elif timeline.decode is not None:
+        # Decode reports that it joined together with its first token: between them it computed the prompt.
         reported = timeline.decode
-        cuts.until("dispatch", timeline.started, pull=reported.pull_ms, decode_queue=reported.queue_ms)
-        cuts.until("prefill", timeline.first_token)
+        cuts.until("prefill", timeline.first_token, pull=reported.pull_ms, decode_queue=reported.queue_ms)
     cuts.until("decode" if timeline.first_token else "waiting", timeline.ended)
     return cuts.to_pb()
 
