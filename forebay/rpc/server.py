@@ -39,8 +39,8 @@ log = structlog.get_logger(__name__)
 class Service:
     """What a service gives to the shell.
 
-    `add` registers servicers on the server (or what stands for it); `names` are the full gRPC service names (health, reflection);
-    `close` releases everything and runs after the last stream ended.
+    `add` registers servicers on the server or what stands for it; `names` are the full gRPC service names
+    (health, reflection); `close` releases everything and runs after the last stream ended.
     """
 
     add: Callable[[grpc.aio.Server], None]
