@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from forebay.errors import FailedPrecondition, ForebayError, Unavailable
 from forebay.kv.index import PrefixIndex
 from forebay.v1.admin_pb2 import GetLoadResponse, ListWorkersResponse
@@ -30,9 +32,12 @@ class Engine:
         self._router = Router(config.local_prefill_max_tokens)
         self._stored = RoutedKeys()
         self._journal: dict[str, Generation] = {}
+        self._drained: asyncio.Event | None = None
 
     def open(self, request: Request) -> Generation:
-        """A journal entry; its `close` must be called. Raises Unavailable when too many are live."""
+        """A journal entry; its `close` must be called. Raises Unavailable when too many live or it drains."""
+        if self._drained is not None:
+            raise Unavailable("the gateway is stopping", reason="DRAINING")
         if len(self._journal) >= self._config.max_requests:
             raise Unavailable(
                 "the gateway is full; try again soon", reason="OVERLOADED", limit=self._config.max_requests
@@ -67,6 +72,12 @@ class Engine:
         attempt = self._attempt(request, route, num_store_blocks)
         timeline.mark("routed")
         generation.start(attempt, route, timeout_s)
+
+    async def drain(self) -> None:
+        """Refuse new requests, wait for those at hand."""
+        self._drained = asyncio.Event()
+        if self._journal:
+            await self._drained.wait()
 
     def load(self) -> GetLoadResponse:
         """Live requests."""
@@ -129,3 +140,5 @@ class Engine:
         self._recent.add(generation)
         del self._journal[generation.request.request_id]
         LIVE.set(len(self._journal))
+        if self._drained is not None and not self._journal:
+            self._drained.set()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import grpc
 import structlog
 
@@ -18,7 +21,10 @@ from forebay.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 
 from .config import GatewayConfig
 from .engine import Engine
+from .intake import Intake
 from .models import Models
+from .openai.app import App
+from .openai.server import HttpServer
 from .servicer import InferenceServicer
 from .workers import DECODE, PREFILL, Workers
 
@@ -38,15 +44,24 @@ async def build(config: GatewayConfig) -> Service:
     if not await workers.wait_for_decode(config.startup_wait_s):
         log.warning("no_decode_worker", waited_s=config.startup_wait_s)
     engine = Engine(config, models, workers, index)
+    http = await _listen_http(config, engine)
 
     async def close() -> None:
+        if http is not None:
+            await http.close()
         await workers.close()
         for link in (index, membership):
             if link is not None:
                 await link.close()
 
+    async def drain() -> None:
+        await asyncio.gather(engine.drain(), *([http.drain()] if http is not None else []))
+
     return Service(
-        add=lambda server: _register(server, engine), names=[SERVICE_NAME, ADMIN_SERVICE], close=close
+        add=lambda server: _register(server, engine),
+        names=[SERVICE_NAME, ADMIN_SERVICE],
+        close=close,
+        drain=drain,
     )
 
 
@@ -70,6 +85,16 @@ def _watch(config: GatewayConfig, workers: Workers, membership: Membership | Non
         workers.add(role, address)
     if membership is not None:
         workers.follow(membership, static)
+
+
+async def _listen_http(config: GatewayConfig, engine: Engine) -> HttpServer | None:
+    """The HTTP port; none where no address is given."""
+    if not config.http_listen:
+        return None
+    intake = Intake(engine.models, engine.workers.is_served)
+    http = HttpServer(App(engine, intake, started=int(time.time())), config.http_listen)
+    await http.start()
+    return http
 
 
 def _register(server: grpc.aio.Server, engine: Engine) -> None:

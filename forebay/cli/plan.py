@@ -34,7 +34,9 @@ Flags = dict[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What a set of services looks like. `extra`: flags by role; `redis_url`: "" starts a private server."""
+    """What a set of services looks like. `extra`: flags by role; `redis_url`: "" starts a private server;
+    `http_listen`: "" leaves the gateway's HTTP port closed.
+    """
 
     model: str = "demo"
     model_name: str = ""
@@ -50,6 +52,7 @@ class LaunchOptions:
     kv_arena_bytes: int = 0
     kv_transport: Literal["auto", "shm", "grpc"] = "auto"
     listen: str = "127.0.0.1:0"
+    http_listen: str = ""
     log_level: str = "info"
     extra: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -102,7 +105,7 @@ def plan(options: LaunchOptions, redis_url: str, new_address: Callable[[], str])
         "decode": _addresses(decode),
         "redis_url": redis_url,
         "startup_wait_s": 600.0,
-    }
+    } | ({"http_listen": options.http_listen} if options.http_listen else {})
     return [*stores, *drafts, *workers, _child(options, "gateway", 0, options.listen, flags)]
 
 
