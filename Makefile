@@ -31,7 +31,7 @@ bench: $(VENV)/.dev  ## Measure everything beside its peer or limit; JSON in ben
 	$(BIN)/python benchmarks/step_frame.py --out benchmarks/results/step_frame.json
 	$(BIN)/python benchmarks/kv_transfer.py --out benchmarks/results/kv_transfer.json
 
-protos: $(VENV)/.dev  ## Regenerate forebay/v1 from protos/
+protos: $(VENV)/.dev  ## Regenerate the stubs from protos/
 	$(BIN)/forebay protos
 
 venv: $(VENV)/.dev  ## Make the development environment

@@ -9,6 +9,8 @@ import grpc
 import structlog
 
 from forebay.config import load_or_exit
+from forebay.kserve import grpc_predict_v2_pb2
+from forebay.kserve.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from forebay.kv.index import PrefixIndex
 from forebay.kv.membership import Membership
 from forebay.rpc.admin import SERVICE_NAME as ADMIN_SERVICE
@@ -22,6 +24,7 @@ from forebay.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from .config import GatewayConfig
 from .engine import Engine
 from .intake import Intake
+from .kserve.servicer import KServeServicer
 from .models import Models
 from .openai.app import App
 from .openai.server import HttpServer
@@ -29,6 +32,7 @@ from .servicer import InferenceServicer
 from .workers import DECODE, PREFILL, Workers
 
 log = structlog.get_logger(__name__)
+KSERVE_NAME = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 SERVICE_NAME = DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 
@@ -59,7 +63,7 @@ async def build(config: GatewayConfig) -> Service:
 
     return Service(
         add=lambda server: _register(server, engine),
-        names=[SERVICE_NAME, ADMIN_SERVICE],
+        names=[SERVICE_NAME, KSERVE_NAME, ADMIN_SERVICE],
         close=close,
         drain=drain,
     )
@@ -99,6 +103,7 @@ async def _listen_http(config: GatewayConfig, engine: Engine) -> HttpServer | No
 
 def _register(server: grpc.aio.Server, engine: Engine) -> None:
     add_InferenceServiceServicer_to_server(InferenceServicer(engine), server)
+    add_GRPCInferenceServiceServicer_to_server(KServeServicer(engine), server)
     admin = AdminServicer(
         "gateway", new_epoch(), None, engine.load, engine.check_integrity, engine.list_workers
     )

@@ -32,6 +32,10 @@ class Fields:
         """Fields that are set."""
         return {name for name, value in self._values.items() if value is not None}
 
+    def values(self) -> dict[str, Any]:
+        """All fields, those that are null included; a copy."""
+        return dict(self._values)
+
     def get(self, name: str) -> Any:
         """Whatever is there."""
         return self._values.get(name)
