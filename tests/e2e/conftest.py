@@ -62,6 +62,7 @@ def rigs(tmp_path_factory):
             while len(live) >= MAX_LIVE_RIGS:
                 live.pop(next(iter(live))).stop()
             options = {"model": "demo", "dtype": "float32", "kv_arena_bytes": ARENA_BYTES, **options}
+            options = {"http_listen": "127.0.0.1:0", **options}
             options["extra"] = with_pools(options.get("extra", {}))
             rig = Rig(Launcher(log_dir=tmp_path_factory.mktemp("rig"), **options).__enter__())
         live[key] = rig
