@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from .exchange import DONE, Exchange, sse
 from .shapes import REASONS, Choice, Shape
 
 REQUEST_ID_HEADER = "x-request-id"
+# Stands for a chunk's text until there is one; no name or id has it.
+_MARK = "\0"
 
 
 async def pieces_of(generations: Sequence[Generation]) -> AsyncIterator[Piece]:
@@ -73,30 +76,48 @@ async def answer_stream(
     pieces: AsyncIterator[Piece], shape: Shape, exchange: Exchange, name: str, with_usage: bool
 ) -> None:
     """Headers leave with the first piece, so that what fails before it still has its status."""
-    total = Usage()
+    total, events = Usage(), _Events(shape)
     async for piece in pieces:
         if not exchange.is_answered:
             await exchange.start_stream({REQUEST_ID_HEADER: name})
-            await exchange.write(b"".join(_openings(shape)))
+            await exchange.write(events.openings())
         _add(total, piece.usage)
-        if event := _event(shape, piece):
+        if event := events.of(piece):
             await exchange.write(event)
     if with_usage:
         await exchange.event(shape.chunk([], _usage(total)))
     await exchange.write(DONE, is_last=True)
 
 
-def _openings(shape: Shape) -> list[bytes]:
-    choices = [shape.opening(index) for index in range(shape.num_choices)]
-    return [sse(shape.chunk([choice])) for choice in choices if choice is not None]
+class _Events:
+    """Chunks as bytes. Most have nothing but text: for those all but the text is encoded once a choice."""
 
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
-def _event(shape: Shape, piece: Piece) -> bytes:
-    """Nothing for a piece without news, as one of incomplete UTF-8."""
-    if not (piece.text or piece.logprobs or piece.finish_reason):
-        return b""
-    choice = shape.delta(piece.choice, piece.text)
-    return sse(shape.chunk([_finished(shape, piece.choice, choice, piece.logprobs, piece.finish_reason)]))
+    def openings(self) -> bytes:
+        """What the choices begin with."""
+        shape = self._shape
+        choices = [shape.opening(index) for index in range(shape.num_choices)]
+        return b"".join(sse(shape.chunk([choice])) for choice in choices if choice is not None)
+
+    def of(self, piece: Piece) -> bytes:
+        """Nothing for a piece without news, as one of incomplete UTF-8."""
+        if piece.logprobs or piece.finish_reason:
+            choice = self._shape.delta(piece.choice, piece.text)
+            choice = _finished(self._shape, piece.choice, choice, piece.logprobs, piece.finish_reason)
+            return sse(self._shape.chunk([choice]))
+        if not piece.text:
+            return b""
+        before, after = self._frames.get(piece.choice) or self._frame(piece.choice)
+        return before + json.dumps(piece.text).encode() + after
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        event = sse(self._shape.chunk([self._shape.delta(index, _MARK)]))
+        before, after = event.split(json.dumps(_MARK).encode())
+        self._frames[index] = before, after
+        return before, after
 
 
 def _finished(
