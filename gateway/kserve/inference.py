@@ -82,7 +82,7 @@ async def read(message: pb.ModelInferRequest, intake: Intake) -> Inference:
 
 
 def _parameters(message: pb.ModelInferRequest, as_json: str | None) -> Fields:
-    values = Fields.parse(as_json.encode()).values() if as_json else {}
+    values = Fields.parse(as_json, SAMPLING).values() if as_json else {}
     for name, parameter in message.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
         if kind is not None:

@@ -17,6 +17,8 @@ from ..intake import Intake
 from . import models
 from .inference import Inference, read
 
+# More wait in the client's send buffer: what is read here holds memory.
+MAX_STREAM_REQUESTS = 256
 Write = Callable[[pb.ModelStreamInferResponse], Awaitable[None]]
 
 
@@ -90,9 +92,12 @@ class KServeServicer(GRPCInferenceServiceServicer):
             async with lock:
                 await context.write(response)
 
+        room = asyncio.Semaphore(MAX_STREAM_REQUESTS)
         async with asyncio.TaskGroup() as tasks:
             async for request in request_iterator:
-                tasks.create_task(self._serve(request, write, context.time_remaining()))
+                await room.acquire()
+                task = tasks.create_task(self._serve(request, write, context.time_remaining()))
+                task.add_done_callback(lambda _: room.release())
 
     async def _serve(self, message: pb.ModelInferRequest, write: Write, timeout_s: float | None) -> None:
         """One request of a stream; its failure is its own."""

@@ -36,7 +36,7 @@ class Inputs:
     def flag(self, name: str) -> bool:
         """A BOOL tensor's only element; false where it was not given."""
         if name in self._raw:
-            return self._raw[name] != b"\0"
+            return _unpack_flag(self._raw[name], name)
         return name in self._tensors and any(self._tensors[name].contents.bool_contents)
 
     def _bytes(self, name: str) -> bytes | None:
@@ -60,6 +60,12 @@ def _unpack(raw: bytes, name: str) -> bytes:
     if len(raw) < _LENGTH.size or _LENGTH.unpack_from(raw)[0] != len(raw) - _LENGTH.size:
         raise InvalidArgument("one BYTES element with its length is needed", field=name)
     return raw[_LENGTH.size :]
+
+
+def _unpack_flag(raw: bytes, name: str) -> bool:
+    if len(raw) != 1:
+        raise InvalidArgument("one byte is needed", field=name, limit=1, got=len(raw))
+    return raw != b"\0"
 
 
 def _check(tensor: pb.ModelInferRequest.InferInputTensor, datatypes: dict[str, str]) -> None:

@@ -24,7 +24,7 @@ from .fields import Fields
 from .shapes import ChatShape, CompletionShape, Shape
 
 log = structlog.get_logger(__name__)
-BODY_TIMEOUT_S = 30.0
+BODY_TIMEOUT_S = STALL_S = 30.0
 MODELS_PATH = "/v1/models"
 OWNER = "forebay"
 
@@ -72,11 +72,15 @@ class App:
             raise NotFound(f"no {exchange.path[:128]!r} here; there are {known}", reason="UNKNOWN_PATH")
 
     async def _while_there(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` until it ends or the client leaves."""
+        """Run `work` until it ends, the client leaves, or reads nothing for long."""
         task, gone = asyncio.create_task(work), asyncio.create_task(exchange.gone())
         self._running.add(task)
         try:
-            await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+            while not exchange.is_stalled():
+                if (await asyncio.wait([task, gone], timeout=STALL_S, return_when=asyncio.FIRST_COMPLETED))[
+                    0
+                ]:
+                    break
             is_left = not task.done()
         finally:
             gone.cancel()

@@ -10,7 +10,7 @@ from forebay.v1 import inference_pb2 as pb
 
 from ..intake import Intake
 from ..request import Request
-from .fields import Fields, token_ids, wrong_type
+from .fields import Fields, unsigned, wrong_type
 from .sampling import chat_sampling, completion_sampling, refuse_unsupported
 
 MAX_PROMPTS = 128
@@ -74,7 +74,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
     if value is None or not isinstance(value, list):
         raise wrong_type("prompt", "a string or a list", value)
     if all(isinstance(entry, (int, float)) for entry in value):
-        return [token_ids(value, "prompt")]
+        return [unsigned(value, "prompt")]
     if len(value) > MAX_PROMPTS:
         raise InvalidArgument("too many prompts", field="prompt", limit=MAX_PROMPTS, got=len(value))
     return [_prompt(entry) for entry in value]
@@ -85,7 +85,7 @@ def _prompt(entry: Any) -> str | list[int]:
         return entry
     if not isinstance(entry, list):
         raise wrong_type("prompt", "a list of strings or of lists of token ids", entry)
-    return token_ids(entry, "prompt")
+    return unsigned(entry, "prompt")
 
 
 def _message(entry: Fields) -> pb.ChatMessage:

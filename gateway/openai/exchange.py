@@ -33,7 +33,8 @@ class Exchange:
 
     def __init__(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         self.method, self.path = scope["method"], scope["path"]
-        self.is_answered = self._is_complete = False
+        self.is_answered = self._is_complete = self._is_writing = False
+        self._num_writes = self._num_seen = 0
         self._headers = dict(scope["headers"])
         self._receive, self._send = receive, send
 
@@ -57,6 +58,11 @@ class Exchange:
         """Returns when the client has left or has its whole answer; call after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    def is_stalled(self) -> bool:
+        """Whether the client has taken nothing since the last call: one write has waited all the while."""
+        num_seen, self._num_seen = self._num_seen, self._num_writes
+        return self._is_writing and num_seen == self._num_writes
 
     async def answer(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
         """A whole JSON response."""
@@ -84,7 +90,10 @@ class Exchange:
     async def write(self, content: bytes, is_last: bool = False) -> None:
         """Part of the body; waits while the client is slow, does nothing when it is gone."""
         self._is_complete = is_last
+        self._num_writes += 1
+        self._is_writing = True
         await self._send({"type": "http.response.body", "body": content, "more_body": not is_last})
+        self._is_writing = False
 
     async def _start(self, status: int, own: list[tuple[bytes, bytes]], more: Mapping[str, str]) -> None:
         headers = [*own, *((name.encode(), value.encode()) for name, value in more.items())]

@@ -18,14 +18,14 @@ class Fields:
         self._values, self._path = values, path
 
     @classmethod
-    def parse(cls, body: bytes) -> Fields:
-        """The body's only object; raises MalformedMessage where it is anything else."""
+    def parse(cls, body: bytes | str, what: str = "the body") -> Fields:
+        """The only object in a text; raises MalformedMessage where it is anything else."""
         try:
             values = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise MalformedMessage(f"the body is not valid JSON: {error}") from error
+            raise MalformedMessage(f"{what} is not valid JSON: {error}") from error
         if not isinstance(values, dict):
-            raise MalformedMessage("the body must be a JSON object")
+            raise MalformedMessage(f"{what} must be a JSON object")
         return cls(values)
 
     def names(self) -> set[str]:
@@ -61,8 +61,7 @@ class Fields:
 
     def integers(self, name: str) -> list[int]:
         """A list of unsigned 32-bit numbers; empty where absent."""
-        values = self._typed(name, list, "a list of integers") or []
-        return [_integer(value, self._path + name, UINT32) for value in values]
+        return unsigned(self._typed(name, list, "a list of integers") or [], self._path + name)
 
     def texts(self, name: str) -> list[str]:
         """A string or a list of them; empty where absent."""
@@ -106,8 +105,11 @@ def wrong_type(field: str, what: str, value: object) -> InvalidArgument:
     )
 
 
-def token_ids(values: Sequence[Any], field: str) -> list[int]:
-    """A prompt in token ids; the vocabulary is checked by the intake."""
+def unsigned(values: Sequence[Any], field: str) -> list[int]:
+    """Unsigned 32-bit numbers; a prompt may have a million, so the good case is one quick look at each."""
+    is_plain = all(type(value) is int for value in values)
+    if is_plain and min(values, default=0) >= 0 and max(values, default=0) <= UINT32[1]:
+        return list(values)
     return [_integer(value, field, UINT32) for value in values]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 from gateway_fakes import tiny_tokenizer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from forebay.kserve import grpc_predict_v2_pb2 as pb
 from forebay.kserve.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
@@ -83,6 +85,25 @@ BAD = {
     "two elements": (request(inputs=[Input(name="text_input", datatype="BYTES", shape=[2])]), "one element"),
     "raw without inputs": (request(raw_input_contents=[b"", b""]), "raw_input_contents"),
     "raw of a wrong length": (request(raw_input_contents=[b"\x09\0\0\0x"]), "text_input"),
+    "a raw flag of two bytes": (
+        request(
+            inputs=[
+                Input(name="text_input", datatype="BYTES", shape=[1]),
+                Input(name="streaming", datatype="BOOL"),
+            ],
+            raw_input_contents=[pack(["x"]), b"\0\0"],
+        ),
+        "one byte",
+    ),
+    "sampling that is no JSON": (
+        request(
+            inputs=[
+                *request().inputs,
+                Input(name="sampling_parameters", datatype="BYTES", contents={"bytes_contents": [b"{"]}),
+            ]
+        ),
+        "sampling_parameters is not valid JSON",
+    ),
     "unknown output": (request(outputs=[{"name": "logits"}]), "unknown output"),
     "version": (request(model_version="2"), "model_version"),
     "streaming": (request(inputs=[*request().inputs, flag("streaming")]), "ModelStreamInfer"),
@@ -109,3 +130,23 @@ async def test_a_broken_stream_stops_all_its_requests(rig, stub):
     assert seen == {"a", "b"}
     call.cancel()
     await rig.check_idle(within_s=1.0)
+
+
+async def test_more_requests_than_run_at_once(rig, stub, monkeypatch):
+    monkeypatch.setattr("gateway.kserve.servicer.MAX_STREAM_REQUESTS", 2)
+    call = stub.ModelStreamInfer()
+    for number in range(7):
+        await call.write(request(id=str(number)))
+    await call.done_writing()
+    assert sorted([answer.infer_response.id async for answer in call]) == list("0123456")
+
+
+async def test_reflection_and_health_know_it(rig):
+    name = "inference.GRPCInferenceService"
+    reflect = reflection_pb2_grpc.ServerReflectionStub(rig.channel).ServerReflectionInfo()
+    await reflect.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
+    (file, *_) = (await reflect.read()).file_descriptor_response.file_descriptor_proto
+    assert b"ModelStreamInfer" in file
+    reflect.cancel()
+    answer = await health_pb2_grpc.HealthStub(rig.channel).Check(health_pb2.HealthCheckRequest(service=name))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING

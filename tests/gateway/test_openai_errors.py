@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 
 import grpc
 import openai
@@ -114,6 +115,39 @@ async def test_http_itself(http_rig):
     status, _, answer = await call(http_rig, "/v1/embeddings", {})
     assert status == 404 and "/v1/completions" in answer["error"]["message"]
     assert (await call(http_rig, "/health", method="GET"))[2] == {"status": "ok"}
+
+
+async def test_a_body_that_does_not_come(http_rig, monkeypatch):
+    monkeypatch.setattr("gateway.openai.app.BODY_TIMEOUT_S", 0.1)
+    reader, writer = await asyncio.open_connection(*http_rig.http_address.split(":"))
+    writer.write(
+        f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode()
+    )
+    assert b" 408 " in await reader.readline()
+    writer.close()
+
+
+async def test_requests_in_one_packet(http_rig):
+    reader, writer = await asyncio.open_connection(*http_rig.http_address.split(":"))
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2 + b"GET /health HTTP/1.0\r\n\r\n")
+    assert (await reader.read()).count(b'{"status":"ok"}') == 3
+    writer.close()
+
+
+async def test_a_client_that_does_not_read_is_cancelled(make_http_rig, monkeypatch):
+    """Tokens wait in the socket first, then in the buffer, which is bounded; then nobody waits any more."""
+    monkeypatch.setattr("gateway.openai.app.STALL_S", 0.3)
+    rig = await make_http_rig(max_buffered_tokens=50)
+    rig.decode.script = lambda attach, choice: [11] * 150_000
+    rig.decode.width = 40
+    reader, writer = await asyncio.open_connection(*rig.http_address.split(":"), limit=1024)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    body = json.dumps(complete(stream=True, max_tokens=1000, logprobs=0)[1]).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    assert (await reader.read(1000)).startswith(b"HTTP/1.1 200")
+    await rig.check_idle(within_s=20)
+    writer.transport.abort()
 
 
 async def test_unknown_model(http_rig):
