@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ REASONS = {
 Choice = dict[str, Any]
 
 
-class Shape:
+class Shape(ABC):
     """One answer's identity, and how its choices look; `num_choices` are all prompts' together."""
 
     prefix: ClassVar[str]
@@ -54,13 +55,13 @@ class Shape:
         """New text of a choice."""
         return self.choice(index, text)
 
+    @abstractmethod
     def choice(self, index: int, text: str) -> Choice:
         """A whole choice."""
-        raise AssertionError("every shape has its own")
 
+    @abstractmethod
     def logprobs(self, index: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """Log-probabilities of the next tokens of a choice."""
-        raise AssertionError("every shape has its own")
 
     def _envelope(self, kind: str, choices: Sequence[Choice]) -> dict[str, Any]:
         return {
