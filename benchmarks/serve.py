@@ -26,7 +26,7 @@ from forebay.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 VOCAB = range(100, 40_000)
 PREFILL_TOKENS, PREFIX_TOKENS, NOVEL_TOKENS = 512, 1000, 16
-DECODE_PROMPT, DECODE_TOKENS = 64, 64
+DECODE_PROMPT, DECODE_TOKENS = 64, 128
 BATCHES = (1, 8, 32)
 
 

@@ -138,3 +138,9 @@ def test_modules_and_what_they_offer_are_described(path):
 def test_nothing_is_left_for_later(path):
     words = ("TO" + "DO", "FIX" + "ME", "XXX", "NotImplementedError")
     assert not [word for word in words if word in path.read_text()]
+
+
+def test_the_list_of_files_is_true():
+    command = [sys.executable, str(ROOT / "scripts/file_list.py")]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert listed.stdout == (ROOT / "docs/files.md").read_text(), "run scripts/file_list.py > docs/files.md"
