@@ -148,7 +148,7 @@ def compile_small() -> dict[str, dict[str, int]]:
         "items": triton_split_items.items_kernel.warmup(
             I32, I32, I32, I32, 5, 256, 4, 128, num_warps=1, grid=(1,)
         ),
-        "combine": triton_split_attention.combine_kernel.warmup(*merge, **pdl),
+        "combine": triton_split_attention.combine_kernel.warmup(*merge, **pdl | {"num_warps": 1}),
         "portable split": triton_split_attention.split_kernel.warmup(
             *run, 4, 16, 32, 128, False, True, 3, **pdl
         ),
