@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Rig:
     """An engine stepped by hand; one stream."""
 
     def __init__(self, runner: Runner, runs_ahead: bool) -> None:
-        num_blocks, self.tokens = runner.kv.shape[1], dict[int, list[int]]()
+        num_blocks, self.tokens, self.kv = runner.kv.shape[1], dict[int, list[int]](), runner.kv
         self.logprobs: dict[int, list[float]] = {}
         self.pool, self.handoff = BlockPool(num_blocks, BLOCK), LocalHandoff()
         limits = Limits(256, 2048, 1024, 16384, num_ahead_tokens=int(runs_ahead))
@@ -106,14 +106,23 @@ class Rig:
         self.engine = DecodeEngine(scheduler, runner, exchange, self.admission, self.handoff)
         self.engine.publish = self._take
 
-    def submit(self, slot: int, prompt: list[int], params: SamplingParams, is_computed: bool = False) -> None:
-        """Add a request; with `is_computed` its prompt's KV is whatever the pool holds."""
+    def submit(self, slot: int, prompt: list[int], params: SamplingParams, prompt_kv: str = "") -> None:
+        """Add a request; its prompt is computed or has "any" KV, or "seeded" KV of the slot's own."""
         name = f"request-{slot}"
         request = AttachRequest(name, prompt, len(prompt), params, b"", b"")
         self.engine.attach(name, self.admission.build(Owner(1, slot), request))
-        if is_computed:
-            self.handoff.offer(name, self.pool.allocate(-(-len(prompt) // BLOCK)), len(prompt))
-        self.engine.start(Owner(1, slot), [5] if is_computed else [], 0)
+        if prompt_kv:
+            blocks, shape = self.pool.allocate(-(-len(prompt) // BLOCK)), self.kv.shape
+            self.handoff.offer(name, blocks, len(prompt))
+            if prompt_kv == "seeded":
+                generator, size = (
+                    torch.Generator("cuda").manual_seed(slot),
+                    (shape[0], len(blocks), *shape[2:]),
+                )
+                self.kv[:, blocks] = torch.randn(
+                    size, generator=generator, dtype=self.kv.dtype, device="cuda"
+                )
+        self.engine.start(Owner(1, slot), [5] if prompt_kv else [], 0)
 
     def run(self) -> None:
         """Until nothing is left to do."""
@@ -147,14 +156,14 @@ def params_of(slot: int) -> SamplingParams:
     )
 
 
-def tokens_of(make: Callable[[], Runner], num_requests: int, width: int, runs_ahead: bool) -> Rig:
+def tokens_of(runner: Runner, width: int, prompt_kv: str = "seeded", num_requests: int = 48) -> Rig:
     """Run requests that come a few steps apart, at most `width` beside each other."""
-    rig, pick = Rig(make(), runs_ahead), random.Random(0)
+    rig, pick = Rig(runner, isinstance(runner, GraphRunner)), random.Random(0)
     for slot in range(num_requests):
         while rig.engine.num_slots >= width:
             rig.engine.step()
         prompt = random.Random(slot).choices(range(1000), k=random.Random(slot).randint(1, 400))
-        rig.submit(slot, prompt, params_of(slot))
+        rig.submit(slot, prompt, params_of(slot), prompt_kv)
         for _ in range(pick.choice([0, 0, 1, 2])):
             rig.engine.step()
     rig.run()
@@ -184,11 +193,18 @@ def check_tokens() -> Iterator[tuple[str, Any]]:
     graphs.warm_up()
     torch.cuda.synchronize()
     yield "warm-up of two layers, compile cache cold, s", time.perf_counter() - started_s
-    ahead = tokens_of(lambda: graphs, 48, 40, True)
-    yield "alone against batch", equal(tokens_of(lambda: graphs, 16, 1, True), ahead)
-    yield "plain against graphs", equal(tokens_of(lambda: Runner(model, kv), 48, 40, False), ahead)
-    again = tokens_of(lambda: graphs, 48, 7, True)
-    yield "batches of 7 against 40", equal(again, ahead)
+    plain, ahead = Runner(model, kv), tokens_of(graphs, 40)
+    yield "graphs twice", equal(tokens_of(graphs, 40), ahead)
+    yield "alone against batches of 40", equal(tokens_of(graphs, 1, num_requests=24), ahead)
+    yield "batches of 7 against 40", equal(tokens_of(graphs, 7), ahead)
+    graphs._runs_ahead = False
+    yield "steps that do not overlap against those that do", equal(tokens_of(graphs, 40), ahead)
+    graphs._runs_ahead = True
+    yield "plain against graphs", equal(tokens_of(plain, 40), ahead)
+    yield "plain 7 against plain 40", equal(tokens_of(plain, 7), tokens_of(plain, 40))
+    computed = tokens_of(graphs, 40, "")
+    yield "prompts computed here: plain against graphs", equal(tokens_of(plain, 40, ""), computed)
+    yield "prompts computed here: batches of 7 against 40", equal(tokens_of(graphs, 7, ""), computed)
 
 
 def time_steps(runner: Runner, num_seqs: int, params: SamplingParams, num_steps: int) -> dict[str, float]:
@@ -196,7 +212,7 @@ def time_steps(runner: Runner, num_seqs: int, params: SamplingParams, num_steps:
     rig = Rig(runner, True)
     for slot in range(num_seqs):
         prompt = random.Random(slot).choices(range(VOCAB), k=CONTEXT)
-        rig.submit(slot, prompt, params, is_computed=True)
+        rig.submit(slot, prompt, params, "any")
     for _ in range(6):
         rig.engine.step()
     torch.cuda.synchronize()
@@ -234,7 +250,10 @@ def kernels_of(runner: GraphRunner, num_seqs: int) -> dict[str, float]:
             runner._replay[runner._bucket(num_seqs)]()
         torch.cuda.synchronize()
     rows = sorted(profile.key_averages(), key=lambda row: -row.device_time_total)
-    return {f"{row.key[:60]} x{row.count // NUM_RESULTS}": round(row.device_time_total / NUM_RESULTS, 1) for row in rows[:14]}
+    return {
+        f"{row.key[:60]} x{row.count // NUM_RESULTS}": round(row.device_time_total / NUM_RESULTS, 1)
+        for row in rows[:14]
+    }
 
 
 def time_tokens() -> Iterator[tuple[str, Any]]:
