@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from decode_service.graph_runner import GraphRunner
+from decode_service.kernels.reference import verify_attention
 from forebay.kernels import sample_reference as reference
 from forebay.kernels.sampling_state import SamplingState
 from forebay.kv.paged_batch import BatchBuilder
@@ -177,3 +178,36 @@ def test_runs_of_drafts_are_computed_by_the_plain_runner(make_rig: MakeRig, naiv
     rig.submit(1, prompt, params)
     rig.run()
     assert rig.choice(1).token_ids == naive(prompt, params).token_ids
+
+
+def test_warming_up_leaves_nothing_behind(make_rig: MakeRig, naive: Naive) -> None:
+    rig, params = make_rig(), SamplingParams(temperature=0.8, seed=3, max_tokens=30)
+    runner = graphed(rig)
+    GraphRunner.warm_up(runner)
+    rig.submit(1, prompt_of(20, 1), params)
+    rig.run()
+    assert rig.choice(1).token_ids == naive(prompt_of(20, 1), params).token_ids
+
+
+def test_contexts_beyond_the_rows_run_plainly(make_rig: MakeRig, naive: Naive) -> None:
+    """A sequence that outgrows its row goes on without it."""
+    rig, params = make_rig(), SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    runner = graphed(rig)
+    runner.state.max_context = 48
+    rig.submit(1, prompt_of(30, 1), params)
+    rig.run()
+    assert rig.choice(1).token_ids == naive(prompt_of(30, 1), params).token_ids
+    assert 0 < runner.num_ahead < 20
+
+
+@pytest.mark.parametrize("lengths", [[300, 0, 200, 70], [0, 300, 20, 0], [0, 600, 0, 0]])
+def test_rows_that_are_off_do_not_disturb_others(lengths: list[int]) -> None:
+    """In the reference attention, a row without context beside one of several splits."""
+    kv, tables = torch.randn(64, 2, 2, 16, 16), torch.randint(1, 64, (4, 40), dtype=torch.int32)
+    q, ends = torch.randn(4, 4, 16), torch.arange(5, dtype=torch.int32)
+    contexts = torch.tensor(lengths, dtype=torch.int32)
+    out = verify_attention(q, kv, tables, ends, contexts, 0.25)
+    for row in contexts.nonzero()[:, 0].tolist():
+        r = slice(row, row + 1)
+        alone = verify_attention(q[r], kv, tables[r], ends[:2], contexts[r], 0.25)
+        torch.testing.assert_close(out[r], alone)
