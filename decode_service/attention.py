@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from forebay.kernels import native
 from forebay.kernels.paged_reference import RunPlan
 from forebay.kernels.rope_write import rope_write_kv
 from forebay.kernels.split_attention import plan_items
@@ -58,8 +59,10 @@ class DecodeAttention:
         return out.reshape(len(qkv), num_heads * head_dim)
 
     @cached_property
-    def _run_plan(self) -> RunPlan:
-        """Index tensors of the step on a CPU."""
+    def _run_plan(self) -> RunPlan | None:
+        """Index tensors of the step for the torch reference; the native kernels need none."""
+        if native.handles_heads(self.kv, self.kv.shape[5]):
+            return None
         return RunPlan.build(self.block_tables, self.cu_query_lens, self.context_lens, *self.kv.shape[3:5])
 
     def _items(self, num_heads: int) -> SplitItems:

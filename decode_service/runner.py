@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from forebay.kernels.threads import threads_for
 from forebay.kv.hashing import BlockHasher
 from forebay.kv.paged_batch import BatchBuilder
 from forebay.kv.pool import PADDING_BLOCK
@@ -35,6 +36,10 @@ class Runner:
     @torch.inference_mode()
     def execute(self, runs: Seq[Run]) -> list[Samples]:
         """Write the runs' KV; each run's sampled tokens and log-probabilities (empty if it samples none)."""
+        with threads_for(sum(run.num_queries for run in runs), self.kv.device):
+            return self._execute(runs)
+
+    def _execute(self, runs: Seq[Run]) -> list[Samples]:
         hidden = self._forward(runs)
         rows, picks = _sampling_rows(runs)
         flat = [row for group in rows for row in group]

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from forebay.kernels import native
 from forebay.kernels.paged_reference import RunPlan
 from forebay.kernels.rope_write import rope_write_kv
 from forebay.model.rope import RopeTable
@@ -52,7 +53,7 @@ class DraftAttention:
 
     @cached_property
     def _plan(self) -> RunPlan | None:
-        """Index tensors that all layers of the step share; the CUDA kernel needs none."""
-        if self.kv.is_cuda:
+        """Index tensors that all layers of the step share; the CUDA and native kernels need none."""
+        if self.kv.is_cuda or native.handles_heads(self.kv, self.kv.shape[5]):
             return None
         return RunPlan.build(self.block_tables, self.cu_query_lens, self.context_lens, *self.kv.shape[3:5])

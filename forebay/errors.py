@@ -16,10 +16,14 @@ DOMAIN = "forebay"
 
 
 class ForebayError(Exception):
-    """Base of all errors that may cross a wire: `reason` is stable, `metadata` is machine-readable."""
+    """Base of all errors that may cross a wire: `reason` is stable, `metadata` is machine-readable.
+
+    `hint` is for a person on this side of the wire: what to do about it.
+    """
 
     status = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
+    hint = ""
 
     def __init__(self, message: str, *, reason: str | None = None, **metadata: object) -> None:
         super().__init__(message)

@@ -61,7 +61,10 @@ class RedisServer:
         command += ["--maxmemory", str(max_memory_bytes)]
         # Its own session: the launcher decides the order in which a Ctrl-C stops things.
         self._process = subprocess.Popen(
-            _bound_to_us(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            _bound_to_us(command),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             self._wait_for_ping()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import grpc
+import torch
 from prometheus_client import REGISTRY
 
 from forebay.engine_loop import Engine, EngineLoop
@@ -20,6 +22,8 @@ from forebay.v1 import admin_pb2_grpc
 from forebay.v1.admin_pb2 import GetLoadResponse
 from forebay.worker import Worker, WorkerConfig, build_worker
 from forebay.worker_metrics import LoadCollector
+
+T = TypeVar("T")
 
 
 class Parts(Protocol):
@@ -80,10 +84,10 @@ class WorkerApp:
 
     async def build(self) -> Service:
         """Load the model, prove that it runs, connect to the store, start the engines."""
-        self._worker = worker = await asyncio.to_thread(build_worker, self._config)
+        self._worker = worker = await _on_own_thread(lambda: build_worker(self._config))
         self._parts = self._make_parts(worker)
         for parts in self._parts:
-            await asyncio.to_thread(parts.warm_up)
+            await _on_own_thread(parts.warm_up)
         event_loop, config = asyncio.get_running_loop(), self._config
         self._engine_loop = EngineLoop(
             [parts.engine for parts in self._parts],
@@ -95,6 +99,8 @@ class WorkerApp:
         await self._connector.start()
         for parts in self._parts:
             parts.bind(self._engine_loop, self._connector)
+        # Its own count of threads: the connector's threads lower the default that new threads begin with.
+        self._engine_loop.post(torch.set_num_threads, torch.get_num_threads())
         self._engine_loop.start()
         REGISTRY.register(self._collector)
         names = [name for parts in self._parts for name in parts.names]
@@ -167,6 +173,16 @@ def serve_worker(app: WorkerApp, role: str, config: WorkerConfig) -> None:
         grace_s=config.grace_s,
         on_serving=app.publish,
     )
+
+
+async def _on_own_thread(fn: Callable[[], T]) -> T:
+    """Run blocking torch work on a thread that ends with it.
+
+    Each thread that ran a parallel region keeps OpenMP threads of its own, and once they outnumber the cores
+    OpenMP lets all of them sleep between regions, the engine's too: a decode step then takes twice as long.
+    """
+    with ThreadPoolExecutor(1, "build") as threads:
+        return await asyncio.get_running_loop().run_in_executor(threads, fn)
 
 
 def _call_soon(event_loop: asyncio.AbstractEventLoop, fn: Callable[[], None]) -> None:

@@ -99,7 +99,7 @@ class Attempt:
             self._send(ready=decode_pb2.Ready(num_blocks=self.num_ready))
 
     async def _compute(self, worker: PrefillWorker, timeout_s: float | None) -> None:
-        """Follow the prefill stream to its end; whatever goes wrong before the first token, decode computes."""
+        """Follow the prefill stream to its end; if it fails before the first token, decode computes."""
         self._ready(self._num_store_blocks)
         failure = "the stream ended early"
         try:
@@ -141,7 +141,7 @@ class Attempt:
             call.cancel()
 
     def _take_first(self, first: prefill_pb2.FirstToken) -> None:
-        """To the client at once; decode goes on when it can have the blocks, which an aggregated worker has."""
+        """To the client at once; decode goes on when it can have the blocks (aggregated: at once)."""
         timeline, state = self._request.timeline, self._prefill.state if self._prefill else None
         timeline.prefill, timeline.prefilled = first, time.perf_counter()
         if state is not None:

@@ -13,6 +13,7 @@ class GatewayConfig:
     """The public entry: validates, tokenises, routes, streams."""
 
     listen: str = option("127.0.0.1:50051", help="host:port of the gRPC server; port 0 picks one")
+    http_listen: str = option("", help="host:port of the OpenAI-compatible HTTP server; empty turns it off")
     metrics_port: int = option(-1, help="port of the Prometheus endpoint; 0 picks one, -1 turns it off")
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "info", help="least level that is logged"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from forebay.errors import FailedPrecondition, ForebayError, Unavailable
 from forebay.kv.index import PrefixIndex
-from forebay.v1.admin_pb2 import GetLoadResponse
+from forebay.v1.admin_pb2 import GetLoadResponse, ListWorkersResponse
+from forebay.v1.inference_pb2 import ExplainResponse
 
 from .attempt import Attempt
 from .config import GatewayConfig
 from .generation import Generation
 from .metrics import LIVE
 from .models import Models
+from .recent import RecentRequests
 from .request import Request
 from .router import Demand, Route, RoutedKeys, Router
 from .workers import DECODE, PREFILL, Workers
@@ -23,13 +27,17 @@ class Engine:
         self, config: GatewayConfig, models: Models, workers: Workers, index: PrefixIndex | None
     ) -> None:
         self.models, self.workers = models, workers
+        self._recent = RecentRequests()
         self._config, self._index = config, index
         self._router = Router(config.local_prefill_max_tokens)
         self._stored = RoutedKeys()
         self._journal: dict[str, Generation] = {}
+        self._drained: asyncio.Event | None = None
 
     def open(self, request: Request) -> Generation:
-        """A journal entry; its `close` must be called. Raises Unavailable when too many are live."""
+        """A journal entry; its `close` must be called. Raises Unavailable when too many live or it drains."""
+        if self._drained is not None:
+            raise Unavailable("the gateway is stopping", reason="DRAINING")
         if len(self._journal) >= self._config.max_requests:
             raise Unavailable(
                 "the gateway is full; try again soon", reason="OVERLOADED", limit=self._config.max_requests
@@ -65,9 +73,26 @@ class Engine:
         timeline.mark("routed")
         generation.start(attempt, route, timeout_s)
 
+    async def drain(self) -> None:
+        """Refuse new requests, wait for those at hand."""
+        self._drained = asyncio.Event()
+        if self._journal:
+            await self._drained.wait()
+
     def load(self) -> GetLoadResponse:
         """Live requests."""
         return GetLoadResponse(num_running=len(self._journal))
+
+    def explain(self, request_id: str) -> ExplainResponse:
+        """The story of a request that ended lately; raises FailedPrecondition while it runs."""
+        if request_id in self._journal:
+            raise FailedPrecondition(f"request {request_id} still runs", reason="REQUEST_RUNNING")
+        return self._recent.find(request_id)
+
+    def list_workers(self) -> ListWorkersResponse:
+        """All known workers, alive or not, and this gateway's traffic."""
+        traffic = self._recent.traffic(self._journal.values())
+        return ListWorkersResponse(workers=self.workers.statuses(), traffic=traffic)
 
     async def check_integrity(self, idle: bool) -> None:
         """With `idle`: no request, no slot and no counted share of a worker is left."""
@@ -112,5 +137,8 @@ class Engine:
         self._stored.add(generation.keys[: generation.num_blocks_ready])
         if generation.route is not None:
             generation.route.decode.routed.add(generation.hash_output())
+        self._recent.add(generation)
         del self._journal[generation.request.request_id]
         LIVE.set(len(self._journal))
+        if self._drained is not None and not self._journal:
+            self._drained.set()

@@ -12,6 +12,7 @@ from forebay.errors import ForebayError
 from forebay.kv.hashing import BlockHasher
 from forebay.types import FinishReason
 from forebay.v1.decode_pb2 import Finished
+from forebay.v1.inference_pb2 import ExplainResponse, Receipt, Usage
 
 from .attempt import Attempt
 from .buffer import Chunk
@@ -54,6 +55,7 @@ class Generation:
         self.keys: list[bytes] = []
         self._num_open = request.params.n
         self._num_draft = self._num_accepted = 0
+        self._receipt: Receipt | None = None
         self._is_closed = False
 
     def start(self, attempt: Attempt, route: Route, timeout_s: float | None) -> None:
@@ -104,9 +106,33 @@ class Generation:
         self._is_closed = True
         if self._attempt is not None:
             self._attempt.close()
-        self._on_close(self)
         self.request.timeline.ended = self.request.timeline.ended or time.perf_counter()
+        self._on_close(self)
         _observe(self)
+
+    def story(self) -> ExplainResponse:
+        """What happened, once it has ended."""
+        request = self.request
+        return ExplainResponse(
+            receipt=self._make_receipt(),
+            usage=self._make_usage(),
+            outcome=self.outcome,
+            operation=request.operation,
+            model=request.model.name,
+        )
+
+    def _make_receipt(self) -> Receipt:
+        if self._receipt is None:
+            request = self.request
+            counts = (self._num_draft, self._num_accepted)
+            self._receipt = make_receipt(
+                request.request_id, request.params.seed, request.timeline, self.route, *counts
+            )
+        return self._receipt
+
+    def _make_usage(self) -> Usage:
+        request = self.request
+        return make_usage(len(request.token_ids), self.num_output_tokens, request.timeline)
 
     def _accept(self, chunk: Chunk, attempt: Attempt) -> Piece | None:
         if chunk.choice >= len(self.choices) or self.choices[chunk.choice].is_finished:
@@ -136,20 +162,10 @@ class Generation:
             if chunk.finished is None:
                 attempt.cancel_choice(chunk.choice)
             return
-        assert self.route is not None
         # Before the last write: a slow client must not keep blocks that nobody needs.
         attempt.close(is_complete=True)
-        request, timeline = self.request, self.request.timeline
-        timeline.ended = time.perf_counter()
-        piece.usage = make_usage(len(request.token_ids), self.num_output_tokens, timeline)
-        piece.receipt = make_receipt(
-            request.request_id,
-            request.params.seed,
-            timeline,
-            self.route,
-            self._num_draft,
-            self._num_accepted,
-        )
+        self.request.timeline.ended = time.perf_counter()
+        piece.usage, piece.receipt = self._make_usage(), self._make_receipt()
 
 
 def _error_of(finished: Finished) -> ForebayError:

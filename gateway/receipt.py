@@ -86,10 +86,10 @@ def stages(timeline: Timeline) -> list[Stage]:
     if timeline.prefill is not None:
         _prefill_stages(cuts, timeline, timeline.prefill)
     elif timeline.decode is not None:
+        # Decode reports that it joined together with its first token: between them it computed the prompt.
         reported = timeline.decode
-        cuts.until("dispatch", timeline.started, pull=reported.pull_ms, decode_queue=reported.queue_ms)
-        cuts.until("prefill", timeline.first_token)
-    cuts.until("decode", timeline.ended)
+        cuts.until("prefill", timeline.first_token, pull=reported.pull_ms, decode_queue=reported.queue_ms)
+    cuts.until("decode" if timeline.first_token else "waiting", timeline.ended)
     return cuts.to_pb()
 
 
@@ -101,22 +101,22 @@ def _prefill_stages(cuts: _Stages, timeline: Timeline, first: FirstToken) -> Non
 
 
 def make_receipt(
-    request_id: str, seed: int, timeline: Timeline, route: Route, num_draft: int, num_accepted: int
+    request_id: str, seed: int, timeline: Timeline, route: Route | None, num_draft: int, num_accepted: int
 ) -> Receipt:
-    """The receipt of a finished request."""
-    if timeline.prefill_failed:
+    """The receipt of a request that ended; call once: it completes the placement's reason."""
+    if route is not None and timeline.prefill_failed:
         route.placement.reason += f"; prefill {route.placement.prefill} failed, decode computed the prompt"
         route.placement.prefill = LOCAL
     return Receipt(
         request_id=request_id,
         stages=stages(timeline),
-        predicted_cached_tokens=route.num_cached_tokens,
+        predicted_cached_tokens=route.num_cached_tokens if route else 0,
         actual_cached_tokens=timeline.num_cached_tokens,
-        placement=route.placement,
+        placement=route.placement if route else None,
         num_draft_tokens=num_draft,
         num_accepted_tokens=num_accepted,
         seed=seed,
-        ttft_ms=max(0.0, timeline.ttft_s) * 1e3,
+        ttft_ms=timeline.ttft_s * 1e3 if timeline.first_token else 0.0,
         total_ms=timeline.total_s * 1e3,
     )
 

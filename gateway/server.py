@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import grpc
 import structlog
 
 from forebay.config import load_or_exit
+from forebay.kserve import grpc_predict_v2_pb2
+from forebay.kserve.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from forebay.kv.index import PrefixIndex
 from forebay.kv.membership import Membership
 from forebay.rpc.admin import SERVICE_NAME as ADMIN_SERVICE
@@ -18,11 +23,16 @@ from forebay.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 
 from .config import GatewayConfig
 from .engine import Engine
+from .intake import Intake
+from .kserve.servicer import KServeServicer
 from .models import Models
+from .openai.app import App
+from .openai.server import HttpServer
 from .servicer import InferenceServicer
 from .workers import DECODE, PREFILL, Workers
 
 log = structlog.get_logger(__name__)
+KSERVE_NAME = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 SERVICE_NAME = DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 
@@ -38,15 +48,24 @@ async def build(config: GatewayConfig) -> Service:
     if not await workers.wait_for_decode(config.startup_wait_s):
         log.warning("no_decode_worker", waited_s=config.startup_wait_s)
     engine = Engine(config, models, workers, index)
+    http = await _listen_http(config, engine)
 
     async def close() -> None:
+        if http is not None:
+            await http.close()
         await workers.close()
         for link in (index, membership):
             if link is not None:
                 await link.close()
 
+    async def drain() -> None:
+        await asyncio.gather(engine.drain(), *([http.drain()] if http is not None else []))
+
     return Service(
-        add=lambda server: _register(server, engine), names=[SERVICE_NAME, ADMIN_SERVICE], close=close
+        add=lambda server: _register(server, engine),
+        names=[SERVICE_NAME, KSERVE_NAME, ADMIN_SERVICE],
+        close=close,
+        drain=drain,
     )
 
 
@@ -72,7 +91,20 @@ def _watch(config: GatewayConfig, workers: Workers, membership: Membership | Non
         workers.follow(membership, static)
 
 
+async def _listen_http(config: GatewayConfig, engine: Engine) -> HttpServer | None:
+    """The HTTP port; none where no address is given."""
+    if not config.http_listen:
+        return None
+    intake = Intake(engine.models, engine.workers.is_served)
+    http = HttpServer(App(engine, intake, started=int(time.time())), config.http_listen)
+    await http.start()
+    return http
+
+
 def _register(server: grpc.aio.Server, engine: Engine) -> None:
     add_InferenceServiceServicer_to_server(InferenceServicer(engine), server)
-    admin = AdminServicer("gateway", new_epoch(), None, engine.load, engine.check_integrity)
+    add_GRPCInferenceServiceServicer_to_server(KServeServicer(engine), server)
+    admin = AdminServicer(
+        "gateway", new_epoch(), None, engine.load, engine.check_integrity, engine.list_workers
+    )
     add_AdminServiceServicer_to_server(admin, server)

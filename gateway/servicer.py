@@ -59,6 +59,12 @@ class InferenceServicer(InferenceServiceServicer):
             model=self._engine.models.find(request.model or None, self._is_served).info
         )
 
+    async def Explain(
+        self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ExplainResponse:
+        """What happened to a recent request."""
+        return self._engine.explain(request.request_id)
+
     async def _stream(
         self, request: Request, context: grpc.aio.ServicerContext, response_type: type[R]
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_t
 # A hop to a thread costs about 0.1 ms; 512 bytes are tokenised in about 0.3 ms.
 INLINE_BYTES = 512
 INLINE_TOKENS = 2048
+# SentencePiece's byte fallback; its U+2581 stands for a space.
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
@@ -59,6 +62,19 @@ class Tokenizer:
     def spell(self, token_ids: Sequence[int]) -> list[str]:
         """The tokens as the vocabulary has them."""
         return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, maybe part of a character; a special token as it is spelt."""
+        if self._is_byte_level:
+            return self._full_table[token_id] if token_id < len(self._full_table) else b""
+        piece = self._backend.id_to_token(token_id) or ""
+        if _BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(piece[3:5])
+        return piece.replace("\u2581", " ").encode()
+
+    def token_text(self, token_id: int) -> str:
+        """`token_bytes` as text, incomplete UTF-8 as U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def detokenizer(self, *, keep_special: bool) -> Detokenizer:
         """Fresh state for one choice."""

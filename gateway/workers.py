@@ -35,12 +35,25 @@ class Worker:
         self.channel = connect(address)
         self._admin = AdminServiceStub(self.channel)
         self._epoch = 0
+        self._version = ""
+        self._load = admin_pb2.GetLoadResponse()
         self._answers = False
 
     @property
     def is_alive(self) -> bool:
         """Whether it answered lately and its model is known here."""
         return self._answers
+
+    def status(self) -> admin_pb2.WorkerStatus:
+        """What was last heard of it."""
+        return admin_pb2.WorkerStatus(
+            role=self.role,
+            address=self.address,
+            is_alive=self.is_alive,
+            model=self.info.model,
+            version=self._version,
+            load=self._load,
+        )
 
     async def watch(self, poll_s: float, learn: Callable[[ModelInfo], Awaitable[bool]]) -> None:
         """Poll until cancelled; `learn` makes the gateway ready for a model, and says whether it is."""
@@ -67,11 +80,11 @@ class Worker:
 
     def _take_identity(self, identity: admin_pb2.GetInfoResponse) -> None:
         if identity.epoch != self._epoch:
-            self._epoch, self.info = identity.epoch, identity.model
+            self._epoch, self.info, self._version = identity.epoch, identity.model, identity.version
             self.state.routed.clear()
 
     def _take_load(self, load: admin_pb2.GetLoadResponse) -> None:
-        state = self.state
+        self._load, state = load, self.state
         state.num_queued_tokens = load.num_queued_tokens
         state.num_running, state.num_waiting = load.num_running, load.num_waiting
         state.num_used_blocks, state.num_blocks = load.num_used_blocks, load.num_blocks
@@ -146,6 +159,11 @@ class Workers:
     def is_served(self, fingerprint: bytes) -> bool:
         """Whether some decode worker of this model lives: without one nothing can be answered."""
         return any(w.is_alive and w.info.fingerprint == fingerprint for w in self.decode.values())
+
+    def statuses(self) -> list[admin_pb2.WorkerStatus]:
+        """All workers, by role and address."""
+        workers: list[Worker] = [*self.decode.values(), *self.prefill.values()]
+        return [worker.status() for worker in sorted(workers, key=lambda w: (w.role, w.address))]
 
     async def wait_for_decode(self, timeout_s: float) -> bool:
         """Wait until a decode worker is alive."""

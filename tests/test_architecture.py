@@ -16,9 +16,9 @@ SOURCES = sorted(
     path
     for package in ["forebay", *SERVICES]
     for path in (ROOT / package).rglob("*.py")
-    if path.parent != ROOT / "forebay" / "v1"
+    if "_pb2" not in path.name
 )
-MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 500
+MAX_FUNCTION_LINES, MAX_DEVICE_LINES, MAX_FILE_LINES = 60, 90, 500
 BROAD_EXCEPT_ALLOWED = ROOT / "forebay" / "rpc" / "interceptor.py"
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
@@ -48,6 +48,7 @@ def test_import_contracts():
         ("prefill_service.server", {"transformers", "gguf"}),
         ("decode_service.server", {"transformers", "gguf"}),
         ("draft_service.server", {"transformers", "gguf"}),
+        ("forebay.client", {"torch", "triton", "transformers", "numpy", "redis", "tokenizers"}),
         ("forebay.cli.app", {"torch", "triton", "transformers", "numpy"}),
     ],
 )
@@ -109,10 +110,16 @@ def is_forbidden_call(node: ast.Call) -> bool:
     return False
 
 
+def most_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """A device function may be longer: a software pipeline keeps its state in the registers of one body."""
+    is_device = any(".jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+    return MAX_DEVICE_LINES if is_device else MAX_FUNCTION_LINES
+
+
 @by_file
 def test_functions_and_files_stay_small(path):
     functions = [n for n in nodes(path) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    long = [node for node in functions if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES]
+    long = [node for node in functions if node.end_lineno - node.lineno + 1 > most_lines(node)]
     assert not long, where(path, long)
     assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 

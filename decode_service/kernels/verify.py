@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from forebay.kernels.paged_reference import RunPlan
+from forebay.kernels import native
+from forebay.kernels.paged_reference import MAX_SPLIT_RUN, RunPlan
 from forebay.kernels.split_attention import split_attention
 
 from . import reference
@@ -28,6 +29,10 @@ def verify_attention(
 
     `plan` saves planning again for every layer of a step: SplitItems on CUDA, RunPlan elsewhere.
     """
+    if plan is None and native.handles_heads(q, q.shape[2]):
+        return native.paged_attention(
+            q, kv_layer, block_tables, cu_query_lens, context_lens, scale, MAX_SPLIT_RUN
+        )
     if isinstance(plan, RunPlan) or not q.is_cuda:
         run_plan = plan if isinstance(plan, RunPlan) else None
         return reference.verify_attention(

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from forebay.kernels.paged_reference import RunPlan
+from forebay.kernels import native
+from forebay.kernels.paged_reference import MAX_SPLIT_RUN, RunPlan
 from forebay.kernels.split_attention import split_attention
 
 from . import reference
@@ -23,4 +24,8 @@ def draft_attention(
     """
     if q.is_cuda:
         return split_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale)
+    if plan is None and native.handles_heads(q, q.shape[2]):
+        return native.paged_attention(
+            q, kv_layer, block_tables, cu_query_lens, context_lens, scale, MAX_SPLIT_RUN
+        )
     return reference.draft_attention(q, kv_layer, block_tables, cu_query_lens, context_lens, scale, plan)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from forebay.cli import ask, serve, tools
+from forebay.cli import ask, bench, operate, serve, tools
 from forebay.errors import ForebayError
 
 EXAMPLES = """[b]Examples[/b]
@@ -15,9 +15,11 @@ forebay demo\n
 forebay up --model ./my-model --speculate ngram\n
 forebay generate "The capital of France is" --max-tokens 8\n
 forebay generate --file prompt.txt --temperature 0 --json\n
-forebay chat
+forebay chat\n
+forebay top\n
+forebay bench --concurrency 16
 """
-SERVE, USE, DEVELOP = "Serve", "Use a running gateway", "Develop"
+SERVE, USE, OPERATE, DEVELOP = "Serve", "Use a running gateway", "See and measure", "Develop"
 
 app = typer.Typer(
     help="LLM inference as gRPC services: gateway, prefill, decode and draft tiers around a shared KV store.",
@@ -34,7 +36,12 @@ app.command(rich_help_panel=USE, epilog=ask.CHAT_EXAMPLES)(ask.chat)
 app.command(rich_help_panel=USE, epilog=ask.GENERATE_EXAMPLES)(ask.generate)
 app.command(rich_help_panel=USE)(ask.models)
 app.command(rich_help_panel=USE)(ask.health)
+app.command(rich_help_panel=OPERATE)(operate.top)
+app.command(rich_help_panel=OPERATE)(operate.explain)
+app.command(rich_help_panel=OPERATE)(operate.doctor)
+app.command(rich_help_panel=OPERATE, epilog=bench.BENCH_EXAMPLES)(bench.bench)
 app.command(rich_help_panel=DEVELOP)(tools.protos)
+app.command(rich_help_panel=DEVELOP)(operate.metrics_doc)
 model_app = typer.Typer(help="Convert models.", no_args_is_help=True)
 model_app.command("import")(tools.import_model)
 app.add_typer(model_app, name="model", rich_help_panel=DEVELOP)
@@ -48,7 +55,8 @@ def run() -> None:
     try:
         app()
     except ForebayError as error:
-        sys.stderr.write(f"forebay: {error.message}\n")
+        hint = f"; {error.hint}" if error.hint else ""
+        sys.stderr.write(f"forebay: {error.message}{hint}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

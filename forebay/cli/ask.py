@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from forebay.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from forebay.cli.client import Answer, Piece
-    from forebay.v1 import inference_pb2 as pb
+    from forebay.client import Completion, Sampling, Stream
 
 GENERATE_EXAMPLES = """[b]Examples[/b]
 
@@ -34,6 +32,8 @@ Gateway = Annotated[
 ]
 ModelName = Annotated[str | None, typer.Option("--model", help="Model name; default: the only one served.")]
 DEFAULT_GATEWAY = "127.0.0.1:50051"
+# The client's own, which is imported late.
+DEFAULT_TIMEOUT_S = 600.0
 
 
 def _option(help: str, panel: str, *names: str) -> Any:  # noqa: A002
@@ -42,6 +42,7 @@ def _option(help: str, panel: str, *names: str) -> Any:  # noqa: A002
 
 MaxTokens = Annotated[int | None, _option("Tokens to generate at most.", ENDING)]
 Temperature = Annotated[float | None, _option("0 is greedy.", SAMPLING)]
+Timeout = Annotated[float, _option("Seconds that the answer may take.", ENDING)]
 Seed = Annotated[int | None, _option("Makes the output repeatable.", SAMPLING)]
 
 
@@ -70,17 +71,17 @@ def generate(
     ignore_eos: Annotated[
         bool, _option("Go on past end-of-sequence tokens.", ENDING, "--ignore-eos")
     ] = False,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
     logprobs: Annotated[int | None, _option("Report this many alternatives (with --json).", OUTPUT)] = None,
     as_json: Annotated[bool, _option("Print one line of JSON at the end.", OUTPUT, "--json")] = False,
 ) -> None:
     """Continue a prompt; the text appears as it is generated."""
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    request = _generate_request(given)
-    from forebay.cli.client import Client
+    call = _arguments(given)
+    from forebay.client import Forebay
 
-    with Client(gateway) as client:
-        pieces = client.generate(request)
-        answer = collect(pieces, is_quiet=as_json or (n or 1) > 1)
+    with Forebay(gateway, timeout_s=timeout) as client:
+        answer = collect(client.generate(**call), is_quiet=as_json or (n or 1) > 1)
     if as_json:
         typer.echo(json.dumps(answer.to_json(with_logprobs=logprobs is not None)))
     elif len(answer.choices) > 1:
@@ -98,20 +99,19 @@ def chat(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
     receipt: Annotated[bool, _option("Show where the time went.", OUTPUT, "--receipt/--no-receipt")] = True,
 ) -> None:
     """Talk to a model: in a conversation, or with one message. /reset forgets, /quit or Ctrl-D ends."""
     from forebay.cli.chat import Conversation
-    from forebay.cli.client import Client
+    from forebay.client import Forebay
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    given = {name: value for name, value in sampling.items() if value is not None}
-    with Client(gateway) as client:
-        conversation = Conversation(
-            client, model, utf8("--system", system or ""), given, show_receipt=receipt
-        )
+    given = checked({name: value for name, value in sampling.items() if value is not None})
+    with Forebay(gateway, timeout_s=timeout) as client:
+        conversation = Conversation(client, model, system or "", given, show_receipt=receipt)
         if message is not None:
-            conversation.ask(utf8("message", message))
+            conversation.ask(message)
         else:
             conversation.loop()
 
@@ -121,9 +121,9 @@ def models(gateway: Gateway = DEFAULT_GATEWAY) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from forebay.cli.client import Client
+    from forebay.client import Forebay
 
-    with Client(gateway) as client:
+    with Forebay(gateway) as client:
         served = client.models()
     table = Table("model", "dtype", "context", "vocabulary", "block", "fingerprint")
     for info in served:
@@ -137,9 +137,10 @@ def health(
     service: Annotated[str, typer.Option(help="Full gRPC service name; default: the process.")] = "",
 ) -> None:
     """Ask a service for its state; the exit code is 0 only for SERVING."""
-    from forebay.cli.client import health_of
+    from forebay.client import Forebay
 
-    state = health_of(address, service)
+    with Forebay(address) as client:
+        state = client.health(service)
     typer.echo(state)
     raise typer.Exit(0 if state == "SERVING" else 1)
 
@@ -150,42 +151,36 @@ SAMPLING_FIELDS = (
 )
 
 
-def _generate_request(given: dict[str, Any]) -> pb.GenerateRequest:
-    """From the command's options, those that were given."""
-    from forebay.v1 import inference_pb2
-
-    request = inference_pb2.GenerateRequest()
-    if "model" in given:
-        request.model = utf8("--model", given["model"])
-    request.sampling.CopyFrom(sampling_of({k: v for k, v in given.items() if k in SAMPLING_FIELDS}))
-    request.sampling.stop_token_ids.extend(_ids("--stop-token-ids", given.get("stop_token_ids", "")))
-    for entry in given.get("logit_bias", ()):
-        token_id, bias = _bias(entry)
-        request.sampling.logit_bias[token_id] = bias
-    request.stop.extend(utf8("--stop", text) for text in given.get("stop", ()))
-    if "token_ids" in given:
-        request.token_ids.ids.extend(_ids("--token-ids", given["token_ids"]))
-    else:
-        request.text = _prompt(given.get("prompt"), given.get("file"))
-    return request
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the client's generate, from the command's options that were given."""
+    sampling = {name: value for name, value in given.items() if name in SAMPLING_FIELDS}
+    if "stop_token_ids" in given:
+        sampling["stop_token_ids"] = _ids("--stop-token-ids", given["stop_token_ids"])
+    if "logit_bias" in given:
+        sampling["logit_bias"] = dict(map(_bias, given["logit_bias"]))
+    tokens = given.get("token_ids")
+    prompt = (
+        _prompt(given.get("prompt"), given.get("file")) if tokens is None else _ids("--token-ids", tokens)
+    )
+    call = {"prompt": prompt, "model": given.get("model"), "stop": given.get("stop", ())}
+    return call | checked(sampling)
 
 
-def sampling_of(given: dict[str, Any]) -> Any:
-    """SamplingParams with the given fields set; a value that its type cannot hold is named."""
-    from forebay.v1 import common_pb2
+def checked(sampling: dict[str, Any]) -> Sampling:
+    """The same parameters; a value that its type cannot hold is wrong usage of its option."""
+    from forebay.client.requests import to_sampling
 
-    sampling = common_pb2.SamplingParams()
-    for name, value in given.items():
-        try:
-            setattr(sampling, name, value)
-        except ValueError as error:
-            raise typer.BadParameter(f"--{name.replace('_', '-')}: {value} is out of range") from error
-    return sampling
+    try:
+        to_sampling(cast("Sampling", sampling))
+    except InvalidArgument as error:
+        field, _, message = error.message.partition(":")
+        raise typer.BadParameter(f"--{field.replace('_', '-')}:{message}") from error
+    return cast("Sampling", sampling)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None:
-        return utf8("prompt", prompt)
+        return prompt
     if file is None and sys.stdin.isatty():
         raise typer.BadParameter("no prompt: give it as argument, with --file, or on standard input")
     try:
@@ -198,15 +193,6 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         raise InvalidArgument(
             f"not valid UTF-8 at byte {error.start}", field=str(file or "standard input")
         ) from error
-
-
-def utf8(name: str, text: str) -> str:
-    """`text` itself; arguments that were not UTF-8 have lone surrogates, which no message can carry."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgument(f"not valid Unicode at character {error.start}", field=name) from error
-    return text
 
 
 def _ids(name: str, text: str) -> list[int]:
@@ -227,14 +213,15 @@ def _bias(entry: str) -> tuple[int, float]:
         raise typer.BadParameter(f"--logit-bias: {entry!r} is not TOKEN_ID=BIAS") from error
 
 
-def collect(pieces: Iterable[Piece], *, is_quiet: bool) -> Answer:
+def collect(stream: Stream, *, is_quiet: bool) -> Completion:
     """Gather a stream; unless quiet, its text goes to standard output as it comes."""
-    from forebay.cli.client import Answer
+    from forebay.client import Completion
 
-    answer = Answer()
-    for piece in pieces:
-        answer.add(piece)
-        if not is_quiet and piece.text:
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
-    return answer
+    completion = Completion()
+    with stream:
+        for delta in stream:
+            completion.add(delta)
+            if not is_quiet and delta.text:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+    return completion

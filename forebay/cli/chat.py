@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from rich.console import Console
 
-from forebay.cli.ask import collect, sampling_of, utf8
-from forebay.cli.client import Answer, Client, RemoteError
+from forebay.cli.ask import collect
 from forebay.cli.view import receipt_table
-from forebay.v1 import inference_pb2 as pb
+from forebay.client import Completion, Forebay, Message, Sampling
+from forebay.errors import ForebayError
 
 
 class Conversation:
@@ -18,33 +17,31 @@ class Conversation:
 
     def __init__(
         self,
-        client: Client,
+        client: Forebay,
         model: str | None,
         system: str,
-        sampling: dict[str, Any],
+        sampling: Sampling,
         *,
         show_receipt: bool,
     ) -> None:
         self._client, self._model, self._system, self._sampling = client, model, system, sampling
         self._show_receipt = show_receipt
         self._console = Console(stderr=True)
-        self.messages: list[pb.ChatMessage] = []
+        self.messages: list[Message] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = []
         if self._system:
-            self.messages.append(pb.ChatMessage(role="system", content=self._system))
+            self.messages.append(Message(role="system", content=self._system))
 
-    def ask(self, text: str) -> Answer:
+    def ask(self, text: str) -> Completion:
         """Stream the answer to one message and keep both; on an error neither is kept."""
-        messages = [*self.messages, pb.ChatMessage(role="user", content=text)]
-        request = pb.ChatRequest(model=self._model, messages=messages, sampling=sampling_of(self._sampling))
-        answer = collect(self._client.chat(request), is_quiet=False)
+        messages = [*self.messages, Message(role="user", content=text)]
+        answer = collect(self._client.chat(messages, model=self._model, **self._sampling), is_quiet=False)
         sys.stdout.write("\n")
-        reply = answer.choices[0].text if answer.choices else ""
-        self.messages = [*messages, pb.ChatMessage(role="assistant", content=reply)]
+        self.messages = [*messages, Message(role="assistant", content=answer.text)]
         if self._show_receipt and answer.receipt is not None:
             self._console.print(receipt_table(answer.receipt, answer.usage))
         return answer
@@ -67,8 +64,8 @@ class Conversation:
 
     def _answer(self, text: str) -> None:
         try:
-            self.ask(utf8("message", text))
+            self.ask(text)
         except KeyboardInterrupt:
             self._console.print("\n[dim]stopped")
-        except RemoteError as error:
+        except ForebayError as error:
             self._console.print(f"[red]{error.message}", markup=True, highlight=False)

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from forebay.cli.chat import Conversation
-from forebay.cli.client import Client
 from forebay.cli.launcher import Launcher
 from forebay.cli.run import get_model, stopping
 from forebay.cli.view import ByteBar, StageView
+from forebay.client import Forebay, Sampling
 from forebay.errors import Unavailable
 from forebay.model.hub import DEMO, DEMO_PACKAGE
 
@@ -58,10 +58,10 @@ def run_demo(prompt: str, max_tokens: int, log_dir: Path | None) -> None:
         with view:
             launcher.start()
             launcher.wait_ready()
-        with Client(launcher.gateway_address) as client:
+        with Forebay(launcher.gateway_address) as client:
             for title in ("First time: the prompt is computed", "Second time: its prefix is in the cache"):
                 console.print(f"\n[b]{title}[/b]\n[dim]> {prompt}[/]")
-                sampling = {"max_tokens": max_tokens, "temperature": 0.0}
+                sampling = Sampling(max_tokens=max_tokens, temperature=0.0)
                 Conversation(client, None, SYSTEM, sampling, show_receipt=True).ask(prompt)
         console.print()
 

@@ -112,6 +112,12 @@ class Launcher:
         return self.addresses["gateway"][0]
 
     @property
+    def http_url(self) -> str:
+        """Base URL of the OpenAI API; empty where the port is closed."""
+        flags = self.find("gateway-0").child.flags
+        return f"http://{flags['http_listen']}/v1" if "http_listen" in flags else ""
+
+    @property
     def redis_url(self) -> str:
         """URL that the children use; empty without Redis."""
         if self.redis is not None:
@@ -198,6 +204,8 @@ class Launcher:
             options = self.options
             if options.listen.endswith(":0"):
                 options = dataclasses.replace(options, listen=new_address())
+            if options.http_listen.endswith(":0"):
+                options = dataclasses.replace(options, http_listen=new_address())
             return plan(options, self.redis_url, new_address)
 
     def find(self, name: str) -> Process:

@@ -1,4 +1,4 @@
-"""Regenerate `forebay/v1` from `protos/`, or compare it with a fresh regeneration."""
+"""Regenerate the stubs in `forebay` from `protos/`, or compare it with a fresh regeneration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from forebay.errors import ConfigError, FailedPrecondition
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = Path("forebay/v1")
+PACKAGES = (Path("forebay/v1"), Path("forebay/kserve"))
 # Stubs of this release load on every protobuf from 5.29 on; those of a newer one do not.
 GENERATOR_VERSION = "1.71.2"
 
@@ -19,7 +19,9 @@ GENERATOR_VERSION = "1.71.2"
 def generate(out: Path) -> list[Path]:
     """Write all stubs below `out`; returns their paths relative to it, sorted."""
     _require_generator()
-    sources = sorted(str(path) for path in (ROOT / "protos" / PACKAGE).glob("*.proto"))
+    sources = sorted(
+        str(path) for package in PACKAGES for path in (ROOT / "protos" / package).glob("*.proto")
+    )
     if not sources:
         raise ConfigError(f"no .proto files under {ROOT / 'protos'}: this needs a source checkout")
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
@@ -51,7 +53,8 @@ def check() -> None:
 
 def stubs_in(root: Path) -> list[Path]:
     """All generated files below `root`, relative to it."""
-    return sorted(path.relative_to(root) for path in (root / PACKAGE).glob("*_pb2*.py*"))
+    found = (path for package in PACKAGES for path in (root / package).glob("*_pb2*.py*"))
+    return sorted(path.relative_to(root) for path in found)
 
 
 def _require_generator() -> None:

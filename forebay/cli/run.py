@@ -21,7 +21,10 @@ def run_until_interrupted(launcher: Launcher, view: StageView) -> None:
         with view:
             launcher.start()
             launcher.wait_ready()
-        view.console.print(f"\n[b]gateway at {launcher.gateway_address}[/b]  [dim]Ctrl-C stops[/]\n")
+        view.console.print(f"\n[b]gateway at {launcher.gateway_address}[/b]  [dim]Ctrl-C stops[/]")
+        if launcher.http_url:
+            view.console.print(f"[b]OpenAI API at {launcher.http_url}[/b]")
+        view.console.print()
         launcher.watch()
 
 

@@ -11,14 +11,14 @@ import typer
 def protos(
     check: Annotated[bool, typer.Option("--check", help="Compare only; fail on any difference.")] = False,
 ) -> None:
-    """Regenerate the gRPC stubs in forebay/v1 from protos/."""
+    """Regenerate the gRPC stubs in forebay from protos/."""
     from forebay.cli import protos as stubs
 
     if check:
         stubs.check()
-        typer.echo("forebay/v1 matches protos/")
+        typer.echo("the stubs match protos/")
     else:
-        typer.echo(f"{len(stubs.regenerate())} files written to forebay/v1")
+        typer.echo(f"{len(stubs.regenerate())} files written to forebay")
 
 
 def import_model(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from forebay.cli.lines import event_of, readable
-from forebay.v1 import inference_pb2 as pb
+from forebay.client import Receipt, Usage
 
 STAGES = {
     "starting": "starting",
@@ -23,7 +34,7 @@ STAGES = {
 class _Bars:
     """A rich progress display, inert where the console is no terminal."""
 
-    def __init__(self, console: Console | None, *columns: TextColumn | BarColumn | DownloadColumn) -> None:
+    def __init__(self, console: Console | None, *columns: ProgressColumn) -> None:
         self.console = console or Console(stderr=True)
         self.progress = Progress(*columns, TimeElapsedColumn(), console=self.console)
 
@@ -95,7 +106,16 @@ class StageView(_Bars):
         return self._tasks[name]
 
 
-def receipt_table(receipt: pb.Receipt, usage: pb.Usage | None) -> Table:
+@contextlib.contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar over `total` things on standard error; call the result for each that is done."""
+    bars = _Bars(None, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    task = bars.progress.add_task(title, total=total)
+    with bars:
+        yield lambda: bars.progress.advance(task)
+
+
+def receipt_table(receipt: Receipt, usage: Usage | None) -> Table:
     """Stages in milliseconds, cache reuse, placement."""
     table = Table(title=f"receipt {receipt.request_id}", title_justify="left", show_header=False)
     for stage in receipt.stages:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from forebay.kernels import reference
+from forebay.kernels import native, reference
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -11,6 +11,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from forebay.kernels import triton_rms_norm  # importing Triton costs 0.5 s: only where it runs
 
         return triton_rms_norm.rms_norm(x, weight, eps)
+    if native.handles(x, weight.shape[0]):
+        return native.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
 
 
@@ -20,4 +22,6 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         from forebay.kernels import triton_rms_norm
 
         return triton_rms_norm.add_rms_norm(x, residual, weight, eps)
+    if native.handles(x, weight.shape[0]):
+        return native.add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)

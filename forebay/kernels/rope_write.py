@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from forebay.kernels import reference
+from forebay.kernels import native, reference
 
 
 def rope_write_kv(
@@ -17,4 +17,6 @@ def rope_write_kv(
         from forebay.kernels import triton_rope_write  # importing Triton costs 0.5 s: only where it runs
 
         return triton_rope_write.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)
+    if native.handles_heads(qkv, kv_layer.shape[4]):
+        return native.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)
     return reference.rope_write_kv(qkv, cos, sin, positions, slots, kv_layer, num_heads)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from forebay.kernels import reference
+from forebay.kernels import native, reference
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -11,4 +11,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
         from forebay.kernels import triton_swiglu  # importing Triton costs 0.5 s: only where it runs
 
         return triton_swiglu.swiglu(gate_up)
+    if native.handles(gate_up, gate_up.shape[1] // 2):
+        return native.swiglu(gate_up)
     return reference.swiglu(gate_up)

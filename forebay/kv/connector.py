@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import grpc
 import structlog
+import torch
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 from torch import Tensor
 
@@ -87,7 +88,10 @@ class KvConnector:
         self._addresses, self._layout, self._preference = list(addresses), layout, transport
         self._options = options or ConnectorOptions()
         self._codec = BlockCodec(kv, layout, fingerprint)
-        self._threads = ThreadPoolExecutor(self._options.num_threads, "kv-connector")
+        # One OpenMP thread each: copies are short, and more threads than cores would slow the engine's.
+        self._threads = ThreadPoolExecutor(
+            self._options.num_threads, "kv-connector", torch.set_num_threads, (1,)
+        )
         self._session: StoreSession | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()

@@ -21,7 +21,10 @@ def new_epoch() -> int:
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Answers from three functions of the service: identity is fixed, load is live, the check may raise."""
+    """Answers from functions of the service: identity is fixed, load is live, the check may raise.
+
+    Only a gateway has workers to list.
+    """
 
     def __init__(
         self,
@@ -30,9 +33,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         model: ModelInfo | None,
         load: Callable[[], pb.GetLoadResponse],
         check_integrity: Callable[[bool], Awaitable[None]],
+        list_workers: Callable[[], pb.ListWorkersResponse] = pb.ListWorkersResponse,
     ) -> None:
         self._info = pb.GetInfoResponse(role=role, epoch=epoch, model=model, version=VERSION)
-        self._load, self._check_integrity = load, check_integrity
+        self._load, self._check_integrity, self._list_workers = load, check_integrity, list_workers
 
     async def GetInfo(
         self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext
@@ -52,3 +56,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Raises FailedPrecondition with what is wrong."""
         await self._check_integrity(request.idle)
         return pb.CheckIntegrityResponse()
+
+    async def ListWorkers(
+        self, request: pb.ListWorkersRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListWorkersResponse:
+        """Who is routed to."""
+        return self._list_workers()

@@ -1,4 +1,4 @@
-"""Methods that appear once their service is built; until then every call is UNAVAILABLE, not UNIMPLEMENTED."""
+"""Methods that appear once their service is built; until then a call is UNAVAILABLE, not UNIMPLEMENTED."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from forebay.errors import ForebayError
+from forebay.memory import keep_freed_memory
 from forebay.rpc.channel import INTERNAL_SERVER_ARGS
 from forebay.rpc.health import HealthServicer
 from forebay.rpc.interceptor import ErrorInterceptor
@@ -38,8 +39,8 @@ log = structlog.get_logger(__name__)
 class Service:
     """What a service gives to the shell.
 
-    `add` registers servicers on the server (or what stands for it); `names` are the full gRPC service names (health, reflection);
-    `close` releases everything and runs after the last stream ended.
+    `add` registers servicers on the server or what stands for it; `names` are the full gRPC service names
+    (health, reflection); `close` releases everything and runs after the last stream ended.
     """
 
     add: Callable[[grpc.aio.Server], None]
@@ -146,6 +147,7 @@ def serve(
 ) -> None:
     """Blocking entry point of a service process; what prevents its start is one line and exit code 2."""
     configure_logs(name, log_level, as_json=log_json)
+    keep_freed_memory()
     if launcher := os.environ.get(LAUNCHER_PID):
         threading.Thread(target=_follow_launcher, args=(int(launcher), grace_s + 5.0), daemon=True).start()
     try:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forebay.v1 import common_pb2 as forebay_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66orebay/v1/admin.proto\x12\nforebay.v1\x1a\x17\x66orebay/v1/common.proto\"\x10\n\x0eGetInfoRequest\"e\n\x0fGetInfoResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12$\n\x05model\x18\x03 \x01(\x0b\x32\x15.forebay.v1.ModelInfo\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x10\n\x0eGetLoadRequest\"\xe9\x01\n\x0fGetLoadResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x19\n\x11num_queued_tokens\x18\x03 \x01(\x04\x12\x17\n\x0fnum_used_blocks\x18\x04 \x01(\x04\x12\x12\n\nnum_blocks\x18\x05 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x06 \x01(\x01\x12\x18\n\x10link_bytes_per_s\x18\x07 \x01(\x01\x12\x11\n\tnum_steps\x18\x08 \x01(\x04\x12\x19\n\x11num_cached_blocks\x18\t \x01(\x04\"%\n\x15\x43heckIntegrityRequest\x12\x0c\n\x04idle\x18\x01 \x01(\x08\"\x18\n\x16\x43heckIntegrityResponse2\xef\x01\n\x0c\x41\x64minService\x12\x42\n\x07GetInfo\x12\x1a.forebay.v1.GetInfoRequest\x1a\x1b.forebay.v1.GetInfoResponse\x12\x42\n\x07GetLoad\x12\x1a.forebay.v1.GetLoadRequest\x1a\x1b.forebay.v1.GetLoadResponse\x12W\n\x0e\x43heckIntegrity\x12!.forebay.v1.CheckIntegrityRequest\x1a\".forebay.v1.CheckIntegrityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66orebay/v1/admin.proto\x12\nforebay.v1\x1a\x17\x66orebay/v1/common.proto\"\x10\n\x0eGetInfoRequest\"e\n\x0fGetInfoResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12$\n\x05model\x18\x03 \x01(\x0b\x32\x15.forebay.v1.ModelInfo\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x10\n\x0eGetLoadRequest\"\xe9\x01\n\x0fGetLoadResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x19\n\x11num_queued_tokens\x18\x03 \x01(\x04\x12\x17\n\x0fnum_used_blocks\x18\x04 \x01(\x04\x12\x12\n\nnum_blocks\x18\x05 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x06 \x01(\x01\x12\x18\n\x10link_bytes_per_s\x18\x07 \x01(\x01\x12\x11\n\tnum_steps\x18\x08 \x01(\x04\x12\x19\n\x11num_cached_blocks\x18\t \x01(\x04\"%\n\x15\x43heckIntegrityRequest\x12\x0c\n\x04idle\x18\x01 \x01(\x08\"\x18\n\x16\x43heckIntegrityResponse\"\x14\n\x12ListWorkersRequest\"w\n\x13ListWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.forebay.v1.WorkerStatus\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x13.forebay.v1.TrafficH\x00\x88\x01\x01\x42\n\n\x08_traffic\"\x8a\x01\n\x0cWorkerStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08is_alive\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12)\n\x04load\x18\x06 \x01(\x0b\x32\x1b.forebay.v1.GetLoadResponse\"\x82\x02\n\x07Traffic\x12\x19\n\x11num_live_requests\x18\x01 \x01(\r\x12\x1a\n\x12num_ended_requests\x18\x02 \x01(\x04\x12\x1b\n\x13num_failed_requests\x18\x03 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\x04\x12\x19\n\x11num_output_tokens\x18\x06 \x01(\x04\x12\x13\n\x0bttft_p50_ms\x18\x07 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\t \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\n \x01(\x01\x32\xbf\x02\n\x0c\x41\x64minService\x12\x42\n\x07GetInfo\x12\x1a.forebay.v1.GetInfoRequest\x1a\x1b.forebay.v1.GetInfoResponse\x12\x42\n\x07GetLoad\x12\x1a.forebay.v1.GetLoadRequest\x1a\x1b.forebay.v1.GetLoadResponse\x12W\n\x0e\x43heckIntegrity\x12!.forebay.v1.CheckIntegrityRequest\x1a\".forebay.v1.CheckIntegrityResponse\x12N\n\x0bListWorkers\x12\x1e.forebay.v1.ListWorkersRequest\x1a\x1f.forebay.v1.ListWorkersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKINTEGRITYREQUEST']._serialized_end=475
   _globals['_CHECKINTEGRITYRESPONSE']._serialized_start=477
   _globals['_CHECKINTEGRITYRESPONSE']._serialized_end=501
-  _globals['_ADMINSERVICE']._serialized_start=504
-  _globals['_ADMINSERVICE']._serialized_end=743
+  _globals['_LISTWORKERSREQUEST']._serialized_start=503
+  _globals['_LISTWORKERSREQUEST']._serialized_end=523
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=525
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=644
+  _globals['_WORKERSTATUS']._serialized_start=647
+  _globals['_WORKERSTATUS']._serialized_end=785
+  _globals['_TRAFFIC']._serialized_start=788
+  _globals['_TRAFFIC']._serialized_end=1046
+  _globals['_ADMINSERVICE']._serialized_start=1049
+  _globals['_ADMINSERVICE']._serialized_end=1368
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class AdminServiceStub(object):
                 request_serializer=forebay_dot_v1_dot_admin__pb2.CheckIntegrityRequest.SerializeToString,
                 response_deserializer=forebay_dot_v1_dot_admin__pb2.CheckIntegrityResponse.FromString,
                 _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/forebay.v1.AdminService/ListWorkers',
+                request_serializer=forebay_dot_v1_dot_admin__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=forebay_dot_v1_dot_admin__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -77,6 +82,13 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorkers(self, request, context):
+        """The workers that a gateway routes to, and its own traffic; other services know of none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CheckIntegrity,
                     request_deserializer=forebay_dot_v1_dot_admin__pb2.CheckIntegrityRequest.FromString,
                     response_serializer=forebay_dot_v1_dot_admin__pb2.CheckIntegrityResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=forebay_dot_v1_dot_admin__pb2.ListWorkersRequest.FromString,
+                    response_serializer=forebay_dot_v1_dot_admin__pb2.ListWorkersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class AdminService(object):
             '/forebay.v1.AdminService/CheckIntegrity',
             forebay_dot_v1_dot_admin__pb2.CheckIntegrityRequest.SerializeToString,
             forebay_dot_v1_dot_admin__pb2.CheckIntegrityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.v1.AdminService/ListWorkers',
+            forebay_dot_v1_dot_admin__pb2.ListWorkersRequest.SerializeToString,
+            forebay_dot_v1_dot_admin__pb2.ListWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

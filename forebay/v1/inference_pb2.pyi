@@ -211,3 +211,23 @@ class GetModelResponse(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: _common_pb2.ModelInfo
     def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("receipt", "usage", "outcome", "operation", "model")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    receipt: Receipt
+    usage: Usage
+    outcome: str
+    operation: str
+    model: str
+    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., outcome: _Optional[str] = ..., operation: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...

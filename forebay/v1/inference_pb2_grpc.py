@@ -65,6 +65,11 @@ class InferenceServiceStub(object):
                 request_serializer=forebay_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=forebay_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/forebay.v1.InferenceService/Explain',
+                request_serializer=forebay_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=forebay_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -113,6 +118,13 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What happened to a recent request; FAILED_PRECONDITION while it runs, NOT_FOUND once it is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=forebay_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
                     response_serializer=forebay_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=forebay_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=forebay_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class InferenceService(object):
             '/forebay.v1.InferenceService/GetModel',
             forebay_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
             forebay_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.v1.InferenceService/Explain',
+            forebay_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+            forebay_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

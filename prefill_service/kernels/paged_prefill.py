@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from forebay.kernels import native
 from forebay.kernels.split_attention import split_attention
 
 from . import reference
@@ -26,6 +27,8 @@ def paged_prefill_attention(
     arguments = (q, kv_layer, block_tables, cu_query_lens, context_lens, scale)
     if q.is_cuda:
         return _on_gpu(*arguments)
+    if native.handles_heads(q, q.shape[2]):
+        return native.paged_attention(*arguments, max_short_run=0)
     return reference.paged_prefill_attention(*arguments)
 
 

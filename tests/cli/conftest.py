@@ -13,11 +13,11 @@ import pytest
 from forebay.cli import plan
 from forebay.errors import InvalidArgument
 from forebay.rpc.interceptor import STATUS_DETAILS_KEY, to_status
-from forebay.v1 import common_pb2, inference_pb2_grpc
+from forebay.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2_grpc
 from forebay.v1 import inference_pb2 as pb
 
 
-class CannedGateway(inference_pb2_grpc.InferenceServiceServicer):
+class CannedGateway(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.AdminServiceServicer):
     """Records requests; answers "héllo" in two pieces per choice, or fails for the prompt "fail"."""
 
     def __init__(self) -> None:
@@ -27,6 +27,20 @@ class CannedGateway(inference_pb2_grpc.InferenceServiceServicer):
     def ListModels(self, request, context):
         info = common_pb2.ModelInfo(model="canned", dtype="float32", max_context=128, vocab_size=99)
         return pb.ListModelsResponse(models=[info])
+
+    def Explain(self, request, context):
+        story = pb.ExplainResponse(outcome="OK", operation="chat", model="canned", usage={"prompt_tokens": 4})
+        story.receipt.request_id = request.request_id
+        story.receipt.stages.add(name="decode", ms=31.5)
+        return story
+
+    def ListWorkers(self, request, context):
+        load = admin_pb2.GetLoadResponse(num_running=3, num_used_blocks=25, num_blocks=100)
+        worker = admin_pb2.WorkerStatus(
+            role="decode", address="d:1", is_alive=True, model="canned", load=load
+        )
+        traffic = admin_pb2.Traffic(num_prompt_tokens=10, num_cached_tokens=4, ttft_p99_ms=70)
+        return admin_pb2.ListWorkersResponse(workers=[worker], traffic=traffic)
 
     def Generate(self, request, context):
         self.requests.append(request)
@@ -68,6 +82,7 @@ def gateway():
     with futures.ThreadPoolExecutor(4) as threads:
         server = grpc.server(threads)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(servicer, server)
         servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         yield servicer

@@ -94,7 +94,7 @@ def test_bytes_that_are_not_text(gateway, tmp_path):
     done = generate(gateway, b"ab\xff")
     assert done.returncode == 1 and "prompt: not valid Unicode at character 2" in done.stderr
     done = forebay("chat", b"\xff", address=gateway.address)
-    assert done.returncode == 1 and "message: not valid Unicode" in done.stderr
+    assert done.returncode == 1 and "content: not valid Unicode" in done.stderr
     assert gateway.requests == []
 
 
@@ -110,7 +110,7 @@ def test_a_refusal_is_one_line(gateway):
 def test_no_gateway_is_one_line():
     done = forebay("generate", "Hi", "--gateway", "127.0.0.1:1")
     assert done.returncode == 1
-    assert done.stderr == "forebay: no gateway answers at 127.0.0.1:1; `forebay up` starts one\n"
+    assert done.stderr == "forebay: nothing answers at 127.0.0.1:1; `forebay up` starts a gateway\n"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ async def test_health():
     assert (done.returncode, done.stdout) == (0, "SERVING\n")
     await server.stop(None)
     done = await asyncio.to_thread(forebay, "health", address)
-    assert done.returncode == 1 and done.stderr.startswith(f"forebay: {address}: UNAVAILABLE")
+    assert done.returncode == 1 and done.stderr.startswith(f"forebay: nothing answers at {address}")
 
 
 def test_help_is_quick_and_shows_examples():

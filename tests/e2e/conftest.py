@@ -13,8 +13,9 @@ from e2e_client import Client, check_idle
 
 from forebay.cli.launcher import Launcher
 
-# The few that live at once bound memory: a platform holds the weights three times.
+# The few that live at once bound memory: a platform holds the weights several times.
 MAX_LIVE_RIGS = 2
+POOL_BYTES, ARENA_BYTES = 384 << 20, 256 << 20
 
 
 class Rig:
@@ -43,6 +44,12 @@ class Rig:
         self.launcher.stop()
 
 
+def with_pools(extra: dict[str, dict]) -> dict[str, dict]:
+    """Small pools for all workers, unless the test says otherwise."""
+    pools = {role: {"pool_bytes": POOL_BYTES} for role in ("prefill", "decode", "aggregated")}
+    return {role: pools.get(role, {}) | extra.get(role, {}) for role in pools | extra}
+
+
 @pytest.fixture(scope="session")
 def rigs(tmp_path_factory):
     """`rigs(**launcher options)` gives the platform of that configuration, started if it is not running."""
@@ -54,7 +61,9 @@ def rigs(tmp_path_factory):
         if rig is None:
             while len(live) >= MAX_LIVE_RIGS:
                 live.pop(next(iter(live))).stop()
-            options = {"model": "demo", "dtype": "float32", **options}
+            options = {"model": "demo", "dtype": "float32", "kv_arena_bytes": ARENA_BYTES, **options}
+            options = {"http_listen": "127.0.0.1:0", **options}
+            options["extra"] = with_pools(options.get("extra", {}))
             rig = Rig(Launcher(log_dir=tmp_path_factory.mktemp("rig"), **options).__enter__())
         live[key] = rig
         return rig

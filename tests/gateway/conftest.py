@@ -1,6 +1,7 @@
 """A gateway in this process over real gRPC, with fake workers behind it."""
 
 import asyncio
+import socket
 import sys
 from pathlib import Path
 
@@ -92,3 +93,23 @@ async def make_rig(info):
 @pytest.fixture
 async def rig(make_rig):
     return await make_rig()
+
+
+@pytest.fixture
+async def make_http_rig(make_rig):
+    """`make_rig` for a gateway that also speaks HTTP, at `http_address`."""
+
+    async def make(**options) -> Rig:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        rig = await make_rig(http_listen=address, **options)
+        rig.http_address = address
+        return rig
+
+    return make
+
+
+@pytest.fixture
+async def http_rig(make_http_rig):
+    return await make_http_rig()

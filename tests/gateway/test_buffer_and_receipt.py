@@ -90,8 +90,8 @@ def test_stages_without_prefill():
     timeline = Timeline(arrived=0, tokenized=0.001, indexed=0.001, routed=0.002, first_token=0.05, ended=0.1)
     timeline.prefill_failed, timeline.started, timeline.decode = 0.01, 0.03, Started(pull_ms=5, queue_ms=5)
     assert names_ms(timeline) == {
-        "tokenize": 1, "route": 1, "failed_prefill": 8, "pull": 5, "decode_queue": 5, "dispatch": 10,
-        "prefill": 20, "decode": 50,
+        "tokenize": 1, "route": 1, "failed_prefill": 8, "pull": 5, "decode_queue": 5,
+        "prefill": 30, "decode": 50,
     }  # fmt: skip
 
 

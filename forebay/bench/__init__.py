@@ -1,0 +1,1 @@
+"""Load for a running gateway, and what a client sees of it."""

@@ -1,0 +1,1 @@
+"""Generated stubs of KServe's open inference protocol."""

@@ -1,0 +1,1 @@
+"""The OpenAI dialect: HTTP with JSON and server-sent events, before the same intake and engine as gRPC."""
