@@ -54,6 +54,7 @@ class Limits:
     max_chunk_tokens: int  # of sequences that catch up, in a step that others decode in
     max_context: int
     reserve_early: bool = True
+    num_ahead_tokens: int = 0  # tokens after a step's own that get blocks if there are any, for the next step
 
 
 class Scheduler:
@@ -201,7 +202,14 @@ class Scheduler:
                 run = Run(sequence, run.start, run.num_tokens)
             if self._grow_or_preempt(sequence, run.start + run.num_tokens):
                 planned.append(run)
+        if self.limits.num_ahead_tokens:
+            self._grow_ahead(planned)
         return planned
+
+    def _grow_ahead(self, runs: list[Run]) -> None:
+        for run in runs:
+            num_tokens = run.start + run.num_queries + self.limits.num_ahead_tokens
+            self._grow(run.sequence, min(num_tokens, self.limits.max_context))
 
     def _grow_or_preempt(self, sequence: Sequence, num_tokens: int) -> bool:
         while not self._grow(sequence, num_tokens):

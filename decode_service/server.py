@@ -24,6 +24,7 @@ from .draft_client import DraftClient
 from .drafting import Speculator
 from .engine import DecodeEngine
 from .exchange import BlockExchange
+from .graph_runner import GraphRunner
 from .local_drafts import LocalDrafts
 from .mover import BlockMover
 from .runner import Runner
@@ -51,6 +52,7 @@ class DecodeParts:
             config.chunk_tokens(worker.device.type),
             worker.info.max_context,
             reserve_early=handoff is None,
+            num_ahead_tokens=int(worker.device.type == "cuda"),
         )
         scheduler = Scheduler(worker.pool, limits)
         self._mover, self._drafts = BlockMover(), _pick_drafts(config, worker)
@@ -58,7 +60,7 @@ class DecodeParts:
         exchange = BlockExchange(
             scheduler, self._mover, config.push_batch_blocks if config.push_generated else 0
         )
-        runner = Runner(worker.model, worker.kv)
+        runner = _pick_runner(config, worker)
         self.engine = DecodeEngine(scheduler, runner, exchange, self._admission, handoff)
         if self._drafts is not None:
             self.engine.speculator = Speculator(
@@ -70,7 +72,7 @@ class DecodeParts:
             )
 
     def warm_up(self) -> None:
-        """Forward passes over the padding block."""
+        """Forward passes over the padding block; on a GPU all graphs are captured."""
         self.engine.runner.warm_up()
 
     def bind(self, engine_loop: EngineLoop, connector: KvConnector) -> None:
@@ -118,6 +120,23 @@ class DecodeParts:
         if isinstance(self._drafts, DraftClient):
             await self._drafts.close()
         await self._mover.close()
+
+
+def _pick_runner(config: DecodeConfig, worker: Worker) -> Runner:
+    """On a GPU steps are graphs; they run ahead unless drafts decide what comes next."""
+    if worker.device.type != "cuda":
+        return Runner(worker.model, worker.kv)
+    from forebay.kernels import triton_sample  # importing Triton costs 0.5 s: only where it runs
+
+    runs_ahead = config.speculate == "off"
+    return GraphRunner(
+        worker.model,
+        worker.kv,
+        config.max_batch_size,
+        worker.info.max_context,
+        runs_ahead,
+        triton_sample.sample,
+    )
 
 
 def _pick_drafts(config: DecodeConfig, worker: Worker) -> DraftClient | LocalDrafts | None:

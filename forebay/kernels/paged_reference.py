@@ -58,7 +58,7 @@ class SplitPlan:
             value_rows=key_rows + num_kv_heads,
             unused_rows=is_unused.view(-1).nonzero()[:, 0],
             bias=torch.zeros(is_unused.shape, device=device).masked_fill_(is_unused, -torch.inf)[:, None],
-            is_single=len(queries) == len(num_items),
+            is_single=bool((num_items == 1).all()),
         )
 
 

@@ -14,12 +14,12 @@ Names: p_ pointer, b_ block in registers, i_ index, o_ offsets, m_ mask. Shapes:
 NB blocks of it, E edits.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from forebay.kernels.sampling_state import SamplingState as SamplingState
 
 BLOCK = 2048
 CANDIDATES = 4096
@@ -27,33 +27,6 @@ _SIZE = tl.constexpr(2048)  # entries a pick looks at together
 _LEVELS = tl.constexpr(16)  # level i < 15 reaches 0.25, 0.375, 0.5, 0.75, ... 32 below the top, 15 everything
 _PIVOTS = tl.constexpr(8)  # values a bisection step tries at once
 _MIN_UNIFORM = tl.constexpr(2.0**-33)
-
-
-@dataclass(frozen=True)
-class SamplingState:
-    """Parameters of R rows, resident on the GPU and rewritten in place between steps.
-
-    temperature (0 is greedy), top_p (1 is off), min_p (0 is off), repetition, presence, frequency:
-    float32 [R]; top_k (0 is off) and num_edits int32 [R]; seeds and positions int64 [R]; edit_ids int32
-    and edit_values float32 [R, E]: logit_bias, and -inf for ids that min_tokens forbids. count_rows int32
-    [R] names each row's place in counts int32 [P, V], or is -1: an entry is twice the id's occurrences in
-    the output, plus one if the id is in the prompt or the output.
-    """
-
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    repetition: Tensor
-    presence: Tensor
-    frequency: Tensor
-    seeds: Tensor
-    positions: Tensor
-    num_edits: Tensor
-    edit_ids: Tensor
-    edit_values: Tensor
-    count_rows: Tensor
-    counts: Tensor
 
 
 @triton.jit

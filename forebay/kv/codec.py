@@ -151,6 +151,8 @@ class BlockCodec:
             self._kernels.unpack_blocks(rows, self._kv, torch.tensor(blocks))
             return
         with torch.cuda.stream(self._stream):
+            # A step under way may still write to blocks that were freed since.
+            self._stream.wait_stream(torch.cuda.default_stream(self._kv.device))
             packed = torch.empty(rows.shape, dtype=rows.dtype, device=self._kv.device)
             for row, block in zip(rows, packed, strict=True):
                 block.copy_(row)

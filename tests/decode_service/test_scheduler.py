@@ -18,7 +18,7 @@ from forebay.types import SamplingParams
 SIZE = 16
 
 
-def make(num_blocks: int = 16, batch_size: int = 8, batch_tokens: int = 64, **fields: bool) -> Scheduler:
+def make(num_blocks: int = 16, batch_size: int = 8, batch_tokens: int = 64, **fields: int) -> Scheduler:
     return Scheduler(BlockPool(num_blocks, SIZE), Limits(batch_size, batch_tokens, 64, 512, **fields))
 
 
@@ -238,3 +238,19 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_blocks_ahead_are_taken_only_from_what_is_free() -> None:
+    """The next step's token gets its block early; nobody loses one for it."""
+    scheduler = make(num_blocks=4, num_ahead_tokens=1)
+    first, second = sequence_of(SIZE, 1), sequence_of(SIZE, 2)
+    for sequence in (first, second):
+        sequence.is_started = True
+        scheduler.add(sequence)
+    scheduler.admit()
+    scheduler.join()
+    assert [run.num_tokens for run in scheduler.plan()] == [SIZE, SIZE]
+    assert [len(s.block_table) for s in (first, second)] == [2, 1]
+    assert scheduler.pool.num_free == 0 and scheduler.num_preemptions == 0
+    for sequence in (first, second):
+        scheduler.remove(sequence)

@@ -34,6 +34,7 @@ class Target:
 
 driver.set_active(Target())
 
+from decode_service.kernels import triton_step  # noqa: E402
 from forebay.kernels import gluon_decode_linear as linear  # noqa: E402
 from forebay.kernels import gluon_split_attention as split  # noqa: E402
 from forebay.kernels import triton_rope_write, triton_sample, triton_split_attention, triton_split_items  # noqa: E402
@@ -147,13 +148,19 @@ def compile_small() -> dict[str, dict[str, int]]:
         "items": triton_split_items.items_kernel.warmup(
             I32, I32, I32, I32, 5, 256, 4, 128, num_warps=1, grid=(1,)
         ),
-        "combine": triton_split_attention.combine_kernel.warmup(*merge, **pdl),
+        "combine": triton_split_attention.combine_kernel.warmup(*merge, **pdl | {"num_warps": 1}),
         "portable split": triton_split_attention.split_kernel.warmup(
             *run, 4, 16, 32, 128, False, True, 3, **pdl
         ),
         "portable prefill": triton_paged_prefill.prefill_kernel.warmup(
             *chunk, 8, 4, 128, 128, 64, 16, 64, 64, num_warps=4, num_stages=3, grid=(1,)
         ),
+    }
+    begin = (*(I32,) * 10, I64, I64, I32, I32, I64, I64, I64, I64, I32, I32, 2048, 256, 64, 256)
+    end = (I64, F32, I64, I64, I32, I32, I64, 256, 256, 4, 256)
+    kernels |= {
+        "begin_step": triton_step.begin_kernel.warmup(*begin, num_warps=1, grid=(1,)),
+        "end_step": triton_step.end_kernel.warmup(*end, num_warps=1, grid=(1,)),
     }
     return {name: resources(kernel) for name, kernel in kernels.items()}
 
