@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor
@@ -85,9 +87,7 @@ def build_worker(config: WorkerConfig) -> Worker:
     model = load_model(folder, dtype, device, _LogProgress())
     num_blocks = _num_blocks(config.pool_bytes, layout, device)
     pool = BlockPool(num_blocks, block_size)
-    kv = torch.zeros(
-        (layout.num_layers, num_blocks, *layout.shape[1:]), dtype=getattr(torch, dtype), device=device
-    )
+    kv = _zeros((layout.num_layers, num_blocks, *layout.shape[1:]), getattr(torch, dtype), device)
     identity = fingerprint(folder, dtype, dtype, block_size)
     info = _model_info(config, model_config, layout, pool, folder, identity)
     log.info("worker_built", model=info.model, device=device, dtype=dtype, num_blocks=num_blocks)
@@ -109,6 +109,13 @@ def pick_dtype(dtype: str, device: str) -> str:
         return dtype
     has_bf16 = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if has_bf16 else "float32"
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Zeros that on a CPU cost no memory until they are used: calloc, where torch.zeros would write them."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def _num_blocks(pool_bytes: int, layout: BlockLayout, device: str) -> int:
