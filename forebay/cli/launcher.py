@@ -85,12 +85,11 @@ class Launcher:
         self._started = 0.0
 
     def __enter__(self) -> Self:
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
             self.start()
             self.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(
